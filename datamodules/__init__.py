@@ -1,0 +1,5 @@
+"""LightningDataModules. They work with any LightningModule and never import ``wae_lightning``."""
+
+from datamodules.mnist import MNISTDataModule
+
+__all__ = ["MNISTDataModule"]
