@@ -25,7 +25,11 @@ def main() -> None:
             rows = torch.randperm(len(images), generator=generator)[:count].sort().values
             # One chunk and the highest level: the file is read once, whole, so only its size matters.
             file.create_dataset(
-                f"{part}_images", data=images[rows].numpy(), chunks=(count, 28, 28), compression="gzip", compression_opts=9
+                f"{part}_images",
+                data=images[rows].numpy(),
+                chunks=(count, 28, 28),
+                compression="gzip",
+                compression_opts=9,
             )
             file.create_dataset(f"{part}_labels", data=labels[rows].numpy(), compression="gzip", compression_opts=9)
     print(f"{BUNDLED_DIGITS}: {BUNDLED_DIGITS.stat().st_size / 1e6:.2f} MB")

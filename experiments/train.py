@@ -1,0 +1,215 @@
+"""Trains an auto-encoder: ``python experiments/train.py`` draws digits, ``--config NAME`` does something else."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_CONFIG = "mnist_wae_mmd"
+TRAINER_FLAGS = tuple(inspect.signature(Trainer.__init__).parameters)[1:]
+
+
+class UsageError(Exception):
+    """A mistake in what the user asked for; its text is the whole message."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Returns ``; did you mean ...?`` with the most similar of the known words, or nothing."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def config_file(name: str) -> Path:
+    """Finds a config by its name in ``experiments/configs`` or by its path."""
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    if name in names:
+        return CONFIGS / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    raise UsageError(f"--config {name}: neither a file nor one of the configs {', '.join(names)}{nearest(name, names)}")
+
+
+def with_full_names(arguments: list[str]) -> tuple[list[str], str]:
+    """Turns the command line into LightningCLI's: ``--max_epochs`` becomes ``--trainer.max_epochs``, a config a path.
+
+    Returns:
+        The new command line and the name of the last config on it.
+    """
+    full: list[str] = []
+    name = DEFAULT_CONFIG
+    position = 0
+    while position < len(arguments):
+        flag, equals, value = arguments[position].partition("=")
+        position += 1
+        if flag in ("--config", "-c"):
+            if not equals:
+                if position == len(arguments):
+                    raise UsageError("--config needs the name of a config or a file")
+                value = arguments[position]
+                position += 1
+            path = config_file(value)
+            name = path.stem if path.stem != "config" else path.resolve().parents[1].name
+            full.append(f"--config={path}")
+        elif flag.removeprefix("--").split(".")[0] in TRAINER_FLAGS and flag.startswith("--"):
+            full.append(f"--trainer.{flag[2:]}{equals}{value}")
+        else:
+            full.append(flag + equals + value)
+    if not any(argument.startswith("--config=") for argument in full):
+        full.insert(0, f"--config={config_file(DEFAULT_CONFIG)}")
+    return full, name
+
+
+def checkpoint_to_resume(path: str, runs: Path) -> Path:
+    """Resolves ``--ckpt_path``: ``last`` is the newest ``last.ckpt`` among the runs of the config."""
+    if path != "last":
+        if not Path(path).is_file():
+            raise UsageError(f"--ckpt_path {path}: no such file")
+        return Path(path)
+    found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise UsageError(f"--ckpt_path last: there is no {runs}/*/checkpoints/last.ckpt to go on from")
+    return found[-1]
+
+
+class Train(LightningCLI):
+    """LightningCLI without subcommands: it fits, then tests, then says where everything is."""
+
+    def __init__(self, arguments: list[str], config_name: str) -> None:
+        self.config_name = config_name
+        logger = {
+            "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": config_name},
+        }
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults={"logger": logger},
+            # a resumed run goes on in its own folder
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": __doc__, "exit_on_error": False},
+            auto_configure_optimizers=False,
+            args=arguments,
+            run=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.filename": "best-{epoch:03d}",
+                "checkpoint.save_last": True,
+                "checkpoint.save_on_exception": True,
+            }
+        )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        if self.config.ckpt_path is None:
+            return
+        logger = self.config.trainer.logger
+        in_runs = isinstance(logger, dict) or hasattr(logger, "init_args")
+        runs = Path(logger.init_args.save_dir) / logger.init_args.name if in_runs else Path("runs") / self.config_name
+        checkpoint = checkpoint_to_resume(self.config.ckpt_path, runs)
+        self.config.ckpt_path = str(checkpoint)
+        run = checkpoint.resolve().parents[1]
+        if in_runs and checkpoint.parent.name == "checkpoints" and run.parent == runs.resolve():
+            logger.init_args.version = run.name
+
+    def train(self) -> None:
+        """Fits and tests the model, and writes and prints the results."""
+        start = time.perf_counter()
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        seconds = time.perf_counter() - start
+        metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or self.trainer.log_dir is None:
+            return
+        folder = Path(self.trainer.log_dir)
+        results = {
+            "config": self.config_name,
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "fit_seconds": round(seconds, 1),
+            **metrics,
+        }
+        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        print("\nResults on the test set")
+        for name, value in metrics.items():
+            print(f"  {name:24} {value:.4f}")
+        print(f"Trained for {seconds:.0f} s. Written to {folder}:")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            print(f"  {path.relative_to(folder)}")
+        print(f"Look at it with: tensorboard --logdir {folder.parent}")
+
+
+def in_one_sentence(message: str) -> str:
+    """Shortens what jsonargparse says of a mistake, and names the nearest right flag for a wrong one."""
+    key = re.search(r'Parser key "([^"]+)"', message)
+    flag = f"--{key.group(1)}" if key else ""
+    unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
+    option = re.search(r"Option '([\w.]+)' is not accepted", message)
+    if unknown or option:
+        wrong = unknown.group(1) if unknown else f"{flag}.{option.group(1)}"  # type: ignore[union-attr]
+        return f"unknown flag {wrong}{nearest(wrong, known_flags())}"
+    # The types that were tried are listed one by one; None and the class as a whole tell nothing
+    tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    telling = [text for text in tried if "NoneType" not in text and not text.startswith("Problem with given")]
+    given = re.search(r"Given value: (\w.*)", message)
+    reason = telling[-1] if telling else " ".join(message.split())
+    if reason.startswith("Expected a") and given:
+        reason = f"{reason[0].lower()}{reason[1:]}, got {given.group(1)}"
+    return f"{flag}: {reason}" if flag and flag[2:] not in reason else reason
+
+
+def known_flags() -> list[str]:
+    """All flags that the command line knows, the models' and data modules' own ones included."""
+    import datamodules
+    import wae_lightning
+
+    flags = ["--config", "--ckpt_path", "--seed_everything", "--print_config", "--help"]
+    flags += [f"--{prefix}{name}" for name in TRAINER_FLAGS for prefix in ("", "trainer.")]
+    flags += [f"--checkpoint.{name}" for name in inspect.signature(ModelCheckpoint.__init__).parameters]
+    for prefix, package in (("model", wae_lightning), ("data", datamodules)):
+        for cls in (getattr(package, name) for name in package.__all__):
+            if inspect.isclass(cls):
+                flags += [f"--{prefix}.{name}" for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    return sorted(set(flags))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; mistakes of the user end in one line and exit status 2."""
+    given: Any = sys.argv[1:] if arguments is None else arguments
+    # Lightning hints that in-memory data should get worker processes (it should not), and jsonargparse that Lightning
+    # calls a function by its old name
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
+    sys.argv = sys.argv[:1]
+    try:
+        full, name = with_full_names(given)
+        Train(full, name).train()
+    except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
+        print(f"train.py: error: {in_one_sentence(str(error))}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Convolutional encoder and decoder for images of any size from 16 to 256, as in the authors' code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ConvDecoder", "ConvEncoder"]
+
+
+class _SameConv2d(nn.Conv2d):
+    """Convolution of stride 2 with TensorFlow's 'SAME' padding: the output has half the size, rounded up."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, size: tuple[int, int]) -> None:
+        total = [max((math.ceil(s / 2) - 1) * 2 + kernel_size - s, 0) for s in size]
+        self.uneven = any(t % 2 for t in total)
+        padding = (0, 0) if self.uneven else (total[0] // 2, total[1] // 2)
+        super().__init__(in_channels, out_channels, kernel_size, stride=2, padding=padding)
+        top, left = (t // 2 for t in total)
+        self.margins = (left, total[1] - left, top, total[0] - top)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.margins) if self.uneven else x)
+
+
+class _SameConvTranspose2d(nn.ConvTranspose2d):
+    """The transpose of such a convolution (stride 2 or 1): the output has exactly the size asked for."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, from_size: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        stride = (1 if from_size == size else 2,) * 2
+        cut = [(f - 1) * stride[0] + kernel_size - s for f, s in zip(from_size, size, strict=True)]
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=(cut[0] // 2, cut[1] // 2))
+        self.size = size
+        self.exact = all(c % 2 == 0 for c in cut)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        y = super().forward(x)
+        return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
+
+
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
+
+
+def _check_image_shape(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    if len(image_shape) != 3 or image_shape[0] < 1 or not all(7 <= size <= 256 for size in image_shape[1:]):
+        raise ValueError(
+            "image_shape must be (channels, height, width) with at least 1 channel and sizes from 7 to 256 "
+            f"(16 to 256 for whole images), got {tuple(image_shape)}"
+        )
+    channels, height, width = image_shape
+    return channels, (height, width)
+
+
+def _widened(channels: Sequence[int], width: float) -> list[int]:
+    if not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"width must be positive and finite, got {width}")
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels must be one or more positive numbers, got {tuple(channels)}")
+    return [max(round(c * width), 1) for c in channels]
+
+
+def _positive_features(name: str, count: int) -> int:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
+
+
+def _initialize(network: nn.Module, init_std: float | None) -> None:
+    """Draws weights from N(0, init_std²), cut at two standard deviations in convolutions; biases become 0."""
+    if init_std is None:
+        return
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+            else:
+                nn.init.normal_(module.weight, std=init_std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class ConvEncoder(nn.Module):
+    """Stride-2 convolutions, each followed by batch norm and ReLU, then one linear layer.
+
+    With ``width=1.0`` this is the DCGAN-style encoder of Tolstikhin et al. (ICLR 2018), layer by layer: channels
+    128-256-512-1024, 'SAME' padding, kernels of 4 (MNIST) or 5 (CelebA). Weights are kept in channels_last format.
+
+    Args:
+        image_shape: (channels, height, width) of the input, sizes from 16 to 256 (parts of images down to 7).
+        latent_dim: Number of output features: d, or 2d for :class:`~wae_lightning.noise.GaussianNoise`.
+        width: Factor on all channel counts; 1.0 is the paper's, 1/8 suits two CPU cores.
+        kernel_size: Side of the kernels, at least 2.
+        channels: Output channels of each convolution at width 1.0; each halves the size.
+        init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> ConvEncoder((3, 64, 64), latent_dim=64)(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 64])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 8,
+        width: float = 0.125,
+        kernel_size: int = 4,
+        channels: Sequence[int] = (128, 256, 512, 1024),
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        in_channels, size = _check_image_shape(image_shape)
+        _positive_features("latent_dim", latent_dim)
+        _positive_features("kernel_size - 1", kernel_size - 1)
+        layers: list[nn.Module] = []
+        for out_channels in _widened(channels, width):
+            layers.append(
+                nn.Sequential(
+                    _SameConv2d(in_channels, out_channels, kernel_size, size),
+                    nn.BatchNorm2d(out_channels),
+                    nn.ReLU(inplace=True),
+                )
+            )
+            in_channels, size = out_channels, _half(size)
+        self.convolutions = nn.Sequential(*layers)
+        self.output = nn.Linear(in_channels * size[0] * size[1], latent_dim)
+        _initialize(self, init_std)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (B, *image_shape) to features (B, latent_dim)."""
+        return self.output(self.convolutions(x).flatten(1))  # type: ignore[no-any-return]
+
+
+class ConvDecoder(nn.Module):
+    """A linear layer, ReLU, then stride-2 transposed convolutions with batch norm and ReLU, then one of stride 1.
+
+    With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28
+    (kernel 4), 8·8·1024-512-256-128-3 for 64 x 64 (kernel 5), no batch norm after the linear layer. The output passes
+    through a sigmoid: it lies in [0, 1].
+
+    Args:
+        latent_dim: d, number of input features.
+        image_shape: (channels, height, width) of the output, sizes from 16 to 256 (parts of images down to 7).
+        width: Factor on all channel counts; 1.0 is the paper's, 1/8 suits two CPU cores.
+        kernel_size: Side of the kernels, at least 2.
+        channels: Channels after the linear layer and after each transposed convolution of stride 2, at width 1.0. None:
+            1024, halved as often as the size must be doubled from about 8 on.
+        init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> ConvDecoder(64, (3, 64, 64))(torch.randn(2, 64)).shape
+        torch.Size([2, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 8,
+        image_shape: Sequence[int] = (1, 28, 28),
+        width: float = 0.125,
+        kernel_size: int = 4,
+        channels: Sequence[int] | None = None,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        out_channels, size = _check_image_shape(image_shape)
+        _positive_features("latent_dim", latent_dim)
+        _positive_features("kernel_size - 1", kernel_size - 1)
+        if channels is None:
+            doublings = max(round(math.log2(max(size) / 8)), 1)
+            channels = [1024 // 2**i for i in range(doublings + 1)]
+        widths = _widened(channels, width)
+        sizes = [size]
+        for _ in widths[1:]:
+            sizes.insert(0, _half(sizes[0]))
+        self.start = (*sizes[0], widths[0])
+        self.input = nn.Linear(latent_dim, math.prod(self.start))
+        layers: list[nn.Module] = [nn.ReLU(inplace=True)]
+        for i in range(len(widths) - 1):
+            layers.append(
+                nn.Sequential(
+                    _SameConvTranspose2d(widths[i], widths[i + 1], kernel_size, sizes[i], sizes[i + 1]),
+                    nn.BatchNorm2d(widths[i + 1]),
+                    nn.ReLU(inplace=True),
+                )
+            )
+        layers.append(_SameConvTranspose2d(widths[-1], out_channels, kernel_size, size, size))
+        self.convolutions = nn.Sequential(*layers)
+        _initialize(self, init_std)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1]."""
+        # channels come last in memory, as the convolutions like it: a view, not a copy
+        start = self.input(z).unflatten(1, self.start).permute(0, 3, 1, 2)
+        return self.convolutions(start).sigmoid()  # type: ignore[no-any-return]
