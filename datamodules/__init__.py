@@ -1,5 +1,8 @@
 """LightningDataModules. They work with any LightningModule and never import ``wae_lightning``."""
 
+from datamodules.celeba import CelebADataModule
+from datamodules.half_images import HalfImageDataModule
 from datamodules.mnist import MNISTDataModule
+from datamodules.modelnet40 import ModelNet40DataModule
 
-__all__ = ["MNISTDataModule"]
+__all__ = ["CelebADataModule", "HalfImageDataModule", "MNISTDataModule", "ModelNet40DataModule"]

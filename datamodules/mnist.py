@@ -13,7 +13,8 @@ import torchvision
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.images import ImageDataModule, Images, training_and_validation_rows
+from datamodules.base import training_and_validation_rows
+from datamodules.images import ImageDataModule, Images
 
 __all__ = ["BUNDLED_DIGITS", "MNISTDataModule", "read_idx"]
 
@@ -127,7 +128,7 @@ class MNISTDataModule(ImageDataModule):
         else:
             getattr(torchvision.datasets, _FOLDERS[self.variant])(root, download=True)
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str = "fit") -> None:
         if hasattr(self, "test_set"):
             return
         folder = self._folder()

@@ -1,0 +1,101 @@
+"""What every data module here shares: loaders that fetch a whole batch by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+__all__ = ["BatchDataModule", "training_and_validation_rows"]
+
+
+def _as_is(batch: Any) -> Any:
+    """The collate function of data sets whose ``__getitems__`` already returns a batch."""
+    return batch
+
+
+class BatchDataModule(LightningDataModule):
+    """Base of all data modules: subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
+
+    The sets have ``__len__`` and ``__getitems__(indices)``, which returns a whole batch. Samplers are torch's own, so
+    ``seed_everything`` fixes the order and Lightning shards the sets among processes as it does with any DataLoader.
+
+    Args:
+        batch_size: Examples per batch.
+        num_workers: Worker processes of the DataLoader. In-memory sets need none: 0 is fastest.
+
+    Raises:
+        ValueError: If ``batch_size`` is not positive or ``num_workers`` is negative.
+    """
+
+    train_set: Dataset[Any]
+    val_set: Dataset[Any]
+    test_set: Dataset[Any]
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        # A last batch of another size would change the scale of the penalty and, with one example, break batch norm.
+        return self._loader(self.train_set, shuffle=True, drop_last=len(self.train_set) >= self.batch_size)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.test_dataloader()
+
+    def _loader(self, dataset: Dataset[Any], shuffle: bool = False, drop_last: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_as_is,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns when a checkpoint was trained on differently prepared data; nothing else is restored."""
+        here = self.state_dict()
+        for name in state_dict.keys() | here.keys():
+            if state_dict.get(name) != here.get(name):
+                rank_zero_warn(
+                    f"The checkpoint was trained on data with {name} = {state_dict.get(name)!r}; "
+                    f"this {type(self).__name__} has {here.get(name)!r}."
+                )
+
+
+def training_and_validation_rows(count: int, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits ``range(count)`` at random, but the same way for the same ``seed``.
+
+    Args:
+        count: Number of examples in the official training set.
+        val_fraction: Share of them that goes to validation, in (0, 1).
+        seed: Seed of the permutation; it is independent of the seed of the training run.
+
+    Returns:
+        Sorted row numbers of the training part and of the validation part.
+
+    Raises:
+        ValueError: If ``val_fraction`` leaves one of the two empty.
+    """
+    validation = round(count * val_fraction)
+    if not 0 < validation < count:
+        raise ValueError(f"val_fraction must leave both parts some of the {count} examples, got {val_fraction}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[validation:].sort().values, order[:validation].sort().values

@@ -1,0 +1,314 @@
+"""CelebA, and any set of pictures in its layout."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from datamodules.base import training_and_validation_rows
+from datamodules.cache import Cache, Sources, cache_key, open_or_build
+from datamodules.images import Batch, ImageDataModule, Images
+
+__all__ = ["CelebADataModule"]
+
+_MD5 = {
+    "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
+    "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
+}
+_PAPER_TEST_SIZE = 20_000
+
+
+class CelebADataModule(ImageDataModule):
+    """CelebA (Z. Liu et al., "Deep Learning Face Attributes in the Wild", 2015), or a set in the same layout.
+
+    Batches are ``(images, labels)``: float32 (B, 3, S, S) in [0, 1] and int64 attributes in {0, 1}, (B, 40) or as
+    ``attributes`` says. The first use decodes all JPEGs, in parallel, into one HDF5 file of uint8 (N, 3, S, S); later
+    starts check that the pictures are still the same files and map it. Delete a cache whenever you like.
+
+    Args:
+        root: Folder in torchvision's layout: ``root/celeba/img_align_celeba/000001.jpg`` ..., ``list_attr_celeba.txt``
+            and ``list_eval_partition.txt`` in ``root/celeba``.
+        batch_size: Images per batch.
+        num_workers: Worker processes of the DataLoader; 0 is fastest because a batch is one index operation.
+        cache_dir: Folder of the cache; None puts it into ``root/celeba``.
+        crop: Side of the square cut out of the middle, in pixels; ``closecrop`` is 140, the WAE paper's (the box
+            19, 39, 159, 179 of 178 x 218); ``none`` takes the whole picture, which makes faces 18 % flatter.
+        image_size: Side S of the images, in pixels; the crop is resized with Pillow's Lanczos filter.
+        split: ``official`` is the partition file (0 training, 1 validation, 2 test). ``paper`` is the split of
+            Tolstikhin et al., "Wasserstein Auto-Encoders" (2018): all pictures shuffled as their code does (seed
+            123), the last 20,000 are the test set (a tenth of sets with fewer than 40,000); one in twenty of the
+            rest, drawn with a fixed seed, is for validation.
+        attributes: Which attributes are the labels: None for all, a list of names for (B, number), one name for (B,).
+        flip: Mirror each training image with probability 1/2, on the device.
+        memory_budget: Up to this size, in GB, the cache is kept mapped into memory, which the processes of a machine
+            share; a larger one is read from disk batch by batch. CelebA at 64 x 64 has 2.5 GB.
+        on_error: ``raise`` stops at the first missing or damaged picture; ``skip`` leaves such pictures out and
+            reports how many and which.
+
+    Raises:
+        ValueError: If an argument is out of its range, or a list or a picture is damaged.
+        FileNotFoundError: If ``root`` lacks the folder, a list, or a picture that a list names.
+        OSError: If the cache cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        batch_size: int = 100,
+        num_workers: int = 0,
+        cache_dir: str | Path | None = None,
+        crop: str | int = "closecrop",
+        image_size: int = 64,
+        split: Literal["official", "paper"] = "official",
+        attributes: str | list[str] | None = None,
+        flip: bool = False,
+        memory_budget: float = 4.0,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if split not in ("official", "paper"):
+            raise ValueError(f"split must be 'official' or 'paper', got {split!r}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+        self.folder = Path(root) / "celeba"
+        self.cache_dir = self.folder if cache_dir is None else Path(cache_dir)
+        self.crop = _side_of_crop(crop)
+        self.image_size = image_size
+        self.split = split
+        self.attributes = attributes
+        self.flip = flip
+        self.memory_budget = memory_budget
+        self.on_error = on_error
+        self.attribute_names: list[str] = []
+        """Names of the labels' columns, after ``setup``."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: (channels, height, width)."""
+        return 3, self.image_size, self.image_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says about the data; scores of different crops do not compare."""
+        return {"crop": self.crop, "image_size": self.image_size, "split": self.split}
+
+    def prepare_data(self) -> None:
+        _ = self._cache  # opening builds it
+
+    def setup(self, stage: str = "fit") -> None:
+        if hasattr(self, "test_set"):
+            return
+        cache = self._cache
+        labels = self._labels(cache)
+        in_memory = cache.bytes <= self.memory_budget * 1e9
+        images = cache.map() if in_memory else None
+        parts = []
+        for rows in self._rows_of_parts(cache):
+            rows = rows[torch.isin(rows, cache.good_rows)]
+            parts.append(ImagesOnDisk(cache, labels, rows) if images is None else Images(images, labels, rows))
+        self.train_set, self.val_set, self.test_set = parts
+        rank_zero_info(
+            f"Using {len(parts[0]):,} training, {len(parts[1]):,} validation and {len(parts[2]):,} test images from "
+            f"{self.folder} ({'in memory' if in_memory else 'read from disk'}; {_original_or_not(cache)})."
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        if self.flip and self.trainer is not None and self.trainer.training:
+            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        return super().on_after_batch_transfer((images, labels), dataloader_idx)
+
+    @functools.cached_property
+    def _cache(self) -> Cache:
+        pictures = self.folder / "img_align_celeba"
+        if not pictures.is_dir():
+            raise FileNotFoundError(
+                f"{pictures}: no such folder. Expected there the pictures 000001.jpg ..., and beside the folder "
+                "list_attr_celeba.txt and list_eval_partition.txt. To get CelebA, run "
+                f"torchvision.datasets.CelebA({str(self.folder.parent)!r}, download=True) (needs gdown), or fetch "
+                "'img_align_celeba.zip' and these lists from the page of the set's authors (search for 'CelebA "
+                "Dataset, MMLAB') and unpack it there."
+            )
+        lists = [self.folder / "list_attr_celeba.txt", self.folder / "list_eval_partition.txt"]
+        for path in lists if self.split == "official" else lists[:1]:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file. Expected CelebA's list of that name beside {pictures}")
+        with os.scandir(pictures) as entries:
+            files = [(entry.name, entry.stat()) for entry in entries]
+        files += [(path.name, path.stat()) for path in lists if path.is_file()]
+        path = self.cache_dir / f"celeba_{self.crop or 'whole'}_{self.image_size}_{cache_key('celeba 1', files)}.h5"
+        return open_or_build(path, self.image_shape, "uint8", lambda: self._sources(lists, pictures), self.on_error)
+
+    def _sources(self, lists: list[Path], pictures: Path) -> tuple[Sources, dict[str, np.ndarray]]:
+        """Reads the lists; called only to build the cache, which keeps what they say."""
+        names, columns, attributes = _read_list(lists[0], header=True)
+        if len(bad := attributes[np.abs(attributes) != 1]):
+            raise ValueError(f"{lists[0]}: attributes must be -1 or 1, found {bad[0]}")
+        originals = [_md5(lists[0]) == _MD5[lists[0].name]]
+        tables = {"attributes": attributes > 0, "attribute_names": np.array(columns, dtype=object)}
+        if lists[1].is_file():
+            partition_names, _, partition = _read_list(lists[1], header=False)
+            if partition_names != names:
+                raise ValueError(
+                    f"{lists[1]}: expected a line for each of the {len(names)} pictures of {lists[0].name}, in its "
+                    f"order; found {_first_difference(names, partition_names)}"
+                )
+            if len(bad := partition[(partition < 0) | (partition > 2)]):
+                raise ValueError(f"{lists[1]}: expected 0 (training), 1 (validation) or 2 (test), found {bad[0]}")
+            originals.append(_md5(lists[1]) == _MD5[lists[1].name])
+            tables["partition"] = partition[:, 0]
+        tables["original"] = np.array(all(originals))
+        if self.on_error == "raise":
+            there = set(os.listdir(pictures))
+            missing = [name for name in names if name not in there]
+            if missing:
+                raise FileNotFoundError(
+                    f"{pictures / missing[0]}: no such picture, though {lists[0].name} names it ({len(missing)} of "
+                    f"{len(names)} are missing; on_error='skip' leaves them out)"
+                )
+        return _Pictures([pictures / name for name in names], self.crop, self.image_size), tables
+
+    def _rows_of_parts(self, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+        if self.split == "official":
+            partition = torch.from_numpy(cache.tables["partition"])
+            train, val, test = ((partition == part).nonzero()[:, 0] for part in range(3))
+            for rows, part in (train, "0 (training)"), (val, "1 (validation)"), (test, "2 (test)"):
+                if not len(rows):
+                    raise ValueError(f"{self.folder / 'list_eval_partition.txt'}: no picture is in part {part}")
+            return train, val, test
+        order = _shuffled_as_in_the_paper(cache.shape[0])
+        test_size = _PAPER_TEST_SIZE if len(order) >= 2 * _PAPER_TEST_SIZE else max(1, len(order) // 10)
+        rest = torch.tensor(order[:-test_size])
+        train, val = training_and_validation_rows(len(rest), 0.05, seed=0)
+        return rest[train], rest[val], torch.tensor(order[-test_size:])
+
+    def _labels(self, cache: Cache) -> Tensor:
+        names = [name.decode() for name in cache.tables["attribute_names"]]
+        wanted = names if self.attributes is None else self.attributes
+        self.attribute_names = [wanted] if isinstance(wanted, str) else list(wanted)
+        for name in self.attribute_names:
+            if name not in names:
+                raise ValueError(f"attributes: {name!r} is not one of {', '.join(names)}")
+        labels = torch.from_numpy(cache.tables["attributes"]).to(torch.uint8)
+        columns = [names.index(name) for name in self.attribute_names]
+        return labels[:, columns[0] if isinstance(wanted, str) else columns]
+
+
+class ImagesOnDisk(Images):
+    """Like ``Images``, but a batch is read from the cache file, in the order of its rows there."""
+
+    def __init__(self, cache: Cache, labels: Tensor, rows: Tensor) -> None:
+        super().__init__(torch.empty(0, *cache.shape[1:], dtype=torch.uint8), labels, rows)
+        self.cache = cache
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        rows = self.rows[torch.as_tensor(indices)]
+        return self.cache.read(rows), self.labels[rows].long()
+
+
+class _Pictures(Sources):
+    def __init__(self, files: list[Path], crop: int | None, size: int) -> None:
+        super().__init__(files, (3, size, size), "uint8")
+        self.crop = crop
+        self.size = size
+
+    def read(self, index: int) -> np.ndarray:
+        path = self.files[index]
+        try:
+            with Image.open(path) as file:
+                picture = file.convert("RGB")
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such picture, though a list names it") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path}: not a complete picture ({error})") from None
+        if self.crop is not None:
+            width, height = picture.size
+            if min(width, height) < self.crop:
+                raise ValueError(f"{path}: {width} x {height} pixels are too few for a crop of {self.crop}")
+            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+            picture = picture.crop((left, top, left + self.crop, top + self.crop))
+        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+
+
+def _side_of_crop(crop: str | int) -> int | None:
+    """The side of the square in pixels, or None for the whole picture."""
+    side = {"closecrop": 140, "none": 0}.get(str(crop), crop)
+    if not str(side).isdecimal() or (int(side) == 0 and crop != "none"):
+        raise ValueError(f"crop must be 'closecrop', 'none' or the side of a square in pixels, got {crop!r}")
+    return int(side) or None
+
+
+def _read_list(path: Path, header: bool) -> tuple[list[str], list[str], np.ndarray]:
+    """Reads one of CelebA's lists.
+
+    Args:
+        path: Lines of a file name and integers, separated by blanks.
+        header: Whether the number of pictures and the names of the columns stand above them.
+
+    Returns:
+        File names, names of the columns, integers of shape (N, columns) as int8.
+    """
+    lines = path.read_text().splitlines()
+    columns = ["part"]
+    if header:
+        if len(lines) < 2 or not lines[0].strip().isdecimal():
+            raise ValueError(f"{path}: expected the number of pictures in line 1 and the attributes' names in line 2")
+        promised, columns = int(lines[0]), lines[1].split()
+        lines = lines[2:]
+        if len(lines) != promised:
+            raise ValueError(f"{path}: line 1 promises {promised} pictures, found {len(lines)} lines of them")
+    if not lines:
+        raise ValueError(f"{path}: the list is empty; expected a line for each picture")
+    names = []
+    values = np.empty((len(lines), len(columns)), dtype=np.int8)
+    for row, line in enumerate(lines):
+        name, *numbers = line.split() or [""]
+        try:
+            if len(numbers) != len(columns):
+                raise ValueError
+            values[row] = [int(number) for number in numbers]
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"{path}, line {row + 1 + 2 * header}: expected a file name and {len(columns)} small integers, "
+                f"found {line[:80]!r}"
+            ) from None
+        names.append(name)
+    return names, columns, values
+
+
+def _first_difference(expected: list[str], found: list[str]) -> str:
+    for line, (one, other) in enumerate(zip(expected, found, strict=False), 1):
+        if one != other:
+            return f"{other!r} in line {line} instead of {one!r}"
+    return f"{len(found)} lines"
+
+
+def _shuffled_as_in_the_paper(count: int) -> list[int]:
+    """``random.seed(123); random.shuffle(range(count))`` as Python 2, in which the paper's code ran, did it."""
+    generator = random.Random(123)
+    order = list(range(count))
+    for last in reversed(range(1, count)):
+        other = int(generator.random() * (last + 1))
+        order[last], order[other] = order[other], order[last]
+    return order
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _original_or_not(cache: Cache) -> str:
+    return f"the lists are {'' if cache.tables['original'] else 'not '}CelebA's own, by their md5"

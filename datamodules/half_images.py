@@ -1,0 +1,224 @@
+"""Pairs of an observed and a hidden part of an image, for conditional models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.images import ImageDataModule, draw_grid
+from datamodules.mnist import MNISTDataModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["HalfImageDataModule"]
+
+Observed = Literal["top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants"]
+Box = tuple[slice, slice] | None  # rows and columns of a part; None if it is no rectangle
+_OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
+
+
+class HalfImageDataModule(ImageDataModule):
+    """Images cut in two: a model sees the observed part and completes the target.
+
+    Batches are ``(observed, target, label)``, float32 in [0, 1] of shapes (B, *observed_shape) and (B, *target_shape).
+    The images stay where the wrapped data module has them; only a batch is cut.
+
+    The quadrants are those of Pyro's CVAE example, after K. Sohn et al., "Learning Structured Output Representation
+    using Deep Conditional Generative Models" (2015): the first is bottom left, the second top left, the third top
+    right, and the bottom right one is never observed. So ``2_quadrants`` is the same as ``left``. Of 1 : 3 quadrants
+    one part has the shape of an L: it is a whole image with zeros where the other part is, and ``mask`` tells which
+    pixels count.
+
+    Args:
+        images: The data module to wrap, for example ``CelebADataModule()``; None is ``MNISTDataModule()``.
+        observed: ``top``, ``bottom``, ``left``, ``right``, ``1_quadrant``, ``2_quadrants`` or ``3_quadrants``.
+        fraction: Share of the height (or width) that is observed, in (0, 1), rounded to pixels. With quadrants it is
+            the height and the width of the bottom left one, and so places both cuts.
+        root: Root of the default MNIST; give it to ``images`` otherwise. The same holds for the next two.
+        batch_size: Images per batch, 100 if None.
+        num_workers: Worker processes of the DataLoader, 0 if None.
+
+    Raises:
+        ValueError: If an argument is out of its range, or given here although ``images`` has its own.
+
+    Example:
+        >>> halves = HalfImageDataModule(batch_size=32)
+        >>> halves.setup("test")
+        >>> observed, target, label = next(iter(halves.test_dataloader()))
+        >>> observed.shape, target.shape, halves.join(observed, target).shape
+        (torch.Size([32, 1, 14, 28]), torch.Size([32, 1, 14, 28]), torch.Size([32, 1, 28, 28]))
+    """
+
+    def __init__(
+        self,
+        images: ImageDataModule | None = None,
+        observed: Observed = "top",
+        fraction: float = 0.5,
+        root: str | Path | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        own = {"root": root, "batch_size": batch_size, "num_workers": num_workers}
+        given = {name: value for name, value in own.items() if value is not None}
+        if images is None:
+            images = MNISTDataModule(**given)  # type: ignore[arg-type]
+        elif given:
+            raise ValueError(f"{' and '.join(given)}: give this to {type(images).__name__}, which images is, instead")
+        if isinstance(images, HalfImageDataModule):
+            raise ValueError("images must be a data module of whole images, got a HalfImageDataModule")
+        if observed not in _OBSERVED:
+            raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
+        super().__init__(images.batch_size, images.num_workers)
+        self.images = images
+        self.observed = observed
+        self.fraction = fraction
+        self._observed_box, self._target_box = _boxes(observed, fraction, *images.image_shape[1:])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one whole image: (channels, height, width)."""
+        return self.images.image_shape
+
+    @property
+    def observed_shape(self) -> tuple[int, int, int]:
+        """Shape of one observed part: (channels, height, width)."""
+        return self._shape(self._observed_box)
+
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        """Shape of one target: (channels, height, width)."""
+        return self._shape(self._target_box)
+
+    @property
+    def mask(self) -> Tensor:
+        """Boolean (1, height, width): True where an image is observed, False where it is the target."""
+        return self.join(torch.ones(self.observed_shape), torch.zeros(self.target_shape))[:1].bool()
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Cuts images (..., C, H, W) into (observed, target)."""
+        return _split(images, self._observed_box, self._target_box)
+
+    def join(self, observed: Tensor, target: Tensor) -> Tensor:
+        """Puts the two parts together again.
+
+        Args:
+            observed: (..., *observed_shape).
+            target: (..., *target_shape); the leading dimensions are broadcast, so (B, 1, *observed_shape) goes with
+                n completions (B, n, *target_shape). What an L-shaped part holds outside of it is ignored.
+
+        Returns:
+            Whole images (..., C, H, W).
+        """
+        leading = torch.broadcast_shapes(observed.shape[:-3], target.shape[:-3])  # type: ignore[no-untyped-call]
+        whole = observed.new_zeros(*leading, *self.image_shape)
+        # an L-shaped part fills the image first and the rectangle overwrites what is not its own
+        parts = [(observed, self._observed_box), (target, self._target_box)]
+        for part, box in sorted(parts, key=lambda item: item[1] is not None):
+            if box is None:
+                whole[:] = part
+            else:
+                whole[(..., *box)] = part
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says about the data."""
+        return {"observed": self.observed, "fraction": self.fraction, **self.images.state_dict()}
+
+    def prepare_data(self) -> None:
+        self.images.prepare_data()
+
+    def setup(self, stage: str = "fit") -> None:
+        self.images.trainer = self.trainer
+        self.images.setup(stage)
+        self.train_set = _HalfImages(self.images.train_set, self._observed_box, self._target_box)
+        self.val_set = _HalfImages(self.images.val_set, self._observed_box, self._target_box)
+        self.test_set = _HalfImages(self.images.test_set, self._observed_box, self._target_box)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        observed, target, label = batch
+        # Whole again for a moment, so that both parts get the same flip.
+        images, label = self.images.on_after_batch_transfer((self.join(observed, target), label), dataloader_idx)
+        return (*self.split(images), label)
+
+    def plot(self, batch: Any, count: int = 16) -> Figure:
+        """Draws the observed parts, the targets and the whole images of a batch, side by side.
+
+        Args:
+            batch: ``(observed, target, label)`` as a loader or ``on_after_batch_transfer`` gives it.
+            count: How many images at most.
+
+        Returns:
+            A figure of its own, unknown to pyplot: save it with ``figure.savefig(path)``.
+        """
+        from matplotlib.figure import Figure
+
+        observed, target = batch[0][:count], batch[1][:count]
+        figure = Figure(figsize=(12, 4.5), layout="constrained")
+        parts = {"observed": observed, "target": target, "whole": self.join(observed, target)}
+        for axes, (title, images) in zip(figure.subplots(1, 3), parts.items(), strict=True):
+            draw_grid(axes, images, title)
+        return figure
+
+    def _shape(self, box: Box) -> tuple[int, int, int]:
+        channels, height, width = self.image_shape
+        if box is None:
+            return channels, height, width
+        return channels, box[0].stop - box[0].start, box[1].stop - box[1].start
+
+
+class _HalfImages(Dataset[Any]):
+    def __init__(self, images: Dataset[Any], observed_box: Box, target_box: Box) -> None:
+        self.images = images
+        self.boxes = observed_box, target_box
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels = self.images.__getitems__(indices)  # type: ignore[attr-defined]
+        return (*_split(images, *self.boxes), labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.__getitems__([index]))
+
+
+def _split(images: Tensor, observed_box: Box, target_box: Box) -> tuple[Tensor, Tensor]:
+    return _part(images, observed_box, target_box), _part(images, target_box, observed_box)
+
+
+def _part(images: Tensor, box: Box, other: Box) -> Tensor:
+    if box is not None:
+        return images[(..., *box)].contiguous()
+    assert other is not None  # one of the two is always a rectangle
+    part = images.clone()
+    part[(..., *other)] = 0
+    return part
+
+
+def _boxes(observed: Observed, fraction: float, height: int, width: int) -> tuple[Box, Box]:
+    """Where the observed part and the target lie."""
+    high, wide = round(height * fraction), round(width * fraction)
+    if not (0 < high < height and 0 < wide < width):
+        raise ValueError(
+            f"fraction must leave both parts of a {height} x {width} image at least one pixel wide, got {fraction}"
+        )
+    top, bottom = slice(0, high), slice(height - high, height)
+    left, right = slice(0, wide), slice(width - wide, width)
+    rows, columns = slice(0, height), slice(0, width)
+    if observed == "top":
+        return (top, columns), (slice(high, height), columns)
+    if observed == "bottom":
+        return (bottom, columns), (slice(0, height - high), columns)
+    if observed in ("left", "2_quadrants"):
+        return (rows, left), (rows, slice(wide, width))
+    if observed == "right":
+        return (rows, right), (rows, slice(0, width - wide))
+    if observed == "1_quadrant":
+        return (bottom, left), None
+    return None, (bottom, slice(wide, width))

@@ -1,0 +1,15 @@
+"""What several test files use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def full_data() -> Path:
+    """The folder of the full data sets, named by WAE_LIGHTNING_DATA; tests that use it are marked ``full_data``."""
+    folder = os.environ.get("WAE_LIGHTNING_DATA")
+    if not folder:
+        pytest.skip("WAE_LIGHTNING_DATA does not name the folder of the full data sets")
+    return Path(folder)
