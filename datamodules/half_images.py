@@ -203,6 +203,8 @@ def _part(images: Tensor, box: Box, other: Box) -> Tensor:
 
 def _boxes(observed: Observed, fraction: float, height: int, width: int) -> tuple[Box, Box]:
     """Where the observed part and the target lie."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     high, wide = round(height * fraction), round(width * fraction)
     if not (0 < high < height and 0 < wide < width):
         raise ValueError(
