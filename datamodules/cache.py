@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from multiprocessing import current_process
 from pathlib import Path
 from uuid import uuid4
 
@@ -228,7 +229,9 @@ def _check_room(path: Path, size: int = 0) -> None:
 def _read_all(sources: Sources) -> Iterator[np.ndarray | ValueError]:
     """Yields the arrays in order, read by as many processes as pay, under a progress bar."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    loader = DataLoader(sources, batch_size=32, collate_fn=list, num_workers=min(processors, len(sources) // 256))
+    # a daemon, such as a worker of multiprocessing.Pool, may not have children
+    workers = 0 if current_process().daemon else min(processors, len(sources) // 256)
+    loader = DataLoader(sources, batch_size=32, collate_fn=list, num_workers=workers)
     with tqdm(total=len(sources), unit="file", unit_scale=True, desc="Caching", mininterval=0.5) as progress:
         for arrays in loader:
             yield from arrays
