@@ -5,9 +5,29 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["AbsoluteError", "Cost", "Euclidean", "SquaredError"]
+try:
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial import cKDTree
+except ImportError:
+    linear_sum_assignment = cKDTree = None
+
+__all__ = [
+    "AbsoluteError",
+    "ChamferDistance",
+    "Cost",
+    "EarthMoversDistance",
+    "Euclidean",
+    "SinkhornDistance",
+    "SquaredError",
+    "chamfer_distance",
+    "check_point_sets",
+    "earth_movers_distance",
+    "nearest_neighbors",
+    "sinkhorn_distance",
+]
 
 
 class Cost(nn.Module, ABC):
@@ -62,3 +82,239 @@ class AbsoluteError(Cost):
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).abs().flatten(1).sum(1)
+
+
+# ---- point sets: (B, N, 3), whose rows have no order -----------------------------------------------------------------
+
+
+def check_point_sets(*clouds: Tensor) -> None:
+    """Checks that each tensor is a batch of point sets, (B, N, 3), and that the batch sizes agree.
+
+    Raises:
+        ValueError: If not.
+    """
+    for points in clouds:
+        if points.dim() == 3 and points.shape[1] == 3 and points.shape[2] != 3:
+            raise ValueError(
+                f"point sets have shape (B, N, 3), one row per point; got (B, 3, N) = {tuple(points.shape)}: "
+                "transpose it with points.transpose(1, 2)"
+            )
+        if points.dim() != 3 or points.shape[2] != 3 or points.shape[1] < 1 or not points.is_floating_point():
+            raise ValueError(f"point sets must be floats of shape (B, N, 3), got {points.dtype} {tuple(points.shape)}")
+        if len(points) != len(clouds[0]):
+            raise ValueError(f"the two batches must agree in size, got {len(clouds[0])} and {len(points)} point sets")
+        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN
+        if points.device.type == "cpu" and not points.isfinite().all():
+            raise ValueError("point sets must be finite, got NaN or infinite coordinates")
+
+
+def _in_full_precision(*clouds: Tensor) -> list[Tensor]:
+    return [points if points.dtype == torch.float64 else points.float() for points in clouds]
+
+
+def _rows(points: Tensor, index: Tensor) -> Tensor:
+    return points.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
+
+
+@torch.no_grad()
+def nearest_neighbors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds the nearest point of ``b`` for each point of ``a``, and the reverse.
+
+    Exact. On the CPU k-d trees search if SciPy is installed; else distance matrices of a few clouds at a time, which
+    takes about ten times as long for 2048 points. Of equally near points any may be chosen.
+
+    Args:
+        a: Point sets (B, N, 3).
+        b: Point sets (B, M, 3).
+
+    Returns:
+        Row numbers in ``b``, int64 (B, N), and row numbers in ``a``, int64 (B, M).
+    """
+    if a.device.type == "cpu" and cKDTree is not None:
+        to_b, to_a = (torch.empty(points.shape[:2], dtype=torch.int64) for points in (a, b))
+        for i, (x, y) in enumerate(zip(a.numpy(), b.numpy(), strict=True)):
+            # unbalanced trees are quicker to build, and as exact
+            to_b[i] = torch.from_numpy(cKDTree(y, balanced_tree=False, compact_nodes=False).query(x)[1])
+            to_a[i] = torch.from_numpy(cKDTree(x, balanced_tree=False, compact_nodes=False).query(y)[1])
+        return to_b, to_a
+    found = []
+    clouds_at_once = max(2**24 // (a.shape[1] * b.shape[1]), 1)
+    for x, y in zip(torch.split(a, clouds_at_once), torch.split(b, clouds_at_once), strict=True):
+        # by differences: |x|² - 2xy + |y|² would lose small distances to rounding, and to TF32 on a GPU
+        if a.device.type == "cpu":
+            distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        else:
+            distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
+            for axis in (1, 2):
+                distances += (x[:, :, None, axis] - y[:, None, :, axis]).square_()
+        found.append((distances.argmin(2), distances.argmin(1)))
+    return torch.cat([to_b for to_b, _ in found]), torch.cat([to_a for _, to_a in found])
+
+
+def chamfer_distance(a: Tensor, b: Tensor, squared: bool = True) -> Tensor:
+    r"""Computes the Chamfer distance of each pair of point sets.
+
+    .. math::
+        \frac{1}{N} \sum_{x \in a} \min_{y \in b} \|x - y\|^2 + \frac{1}{M} \sum_{y \in b} \min_{x \in a} \|x - y\|^2
+
+    Means over points, both directions added. H. Fan, H. Su, L. Guibas, "A point set generation network for 3D object
+    reconstruction from a single image", CVPR 2017 (with sums); P. Achlioptas et al., "Learning representations and
+    generative models for 3D point clouds", ICML 2018 (with means, as here). The nearest neighbours are searched without
+    gradient and only the chosen pairs are differentiated: the same value and, off ties, the same gradient as by the
+    full matrix of distances, without keeping one. Computed in float32 (float64 stays) also under autocast.
+
+    Args:
+        a: Point sets (B, N, 3).
+        b: Point sets (B, M, 3); N and M may differ.
+        squared: False: distances instead of squared distances.
+
+    Returns:
+        Shape (B,), 0 or more.
+
+    Raises:
+        ValueError: If a shape is wrong, or, on the CPU, a coordinate is not finite.
+
+    Example:
+        >>> square = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]])
+        >>> chamfer_distance(square, square.flip(1)), chamfer_distance(square, square[:, :2])
+        (tensor([0.]), tensor([0.5000]))
+    """
+    check_point_sets(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = _in_full_precision(a, b)
+        to_b, to_a = nearest_neighbors(a.detach(), b.detach())
+        from_a = (a - _rows(b, to_b)).square().sum(2)
+        from_b = (b - _rows(a, to_a)).square().sum(2)
+        if not squared:
+            # the root has no gradient at 0
+            from_a, from_b = (d.clamp(min=torch.finfo(d.dtype).tiny).sqrt() for d in (from_a, from_b))
+        return from_a.mean(1) + from_b.mean(1)
+
+
+def earth_movers_distance(a: Tensor, b: Tensor) -> Tensor:
+    r"""Computes the exact earth mover's distance of each pair of point sets of one size.
+
+    .. math::
+        \min_\pi \frac{1}{N} \sum_i \| a_i - b_{\pi(i)} \|
+
+    over all permutations, not squared (Y. Rubner et al., IJCV 2000). Differentiable; the assignment is searched on the
+    CPU and takes about 0.02, 0.12 and 1 s for a pair of 512, 1024 and 2048 points, so this serves evaluation.
+
+    Args:
+        a: Point sets (B, N, 3).
+        b: Point sets (B, N, 3).
+
+    Returns:
+        Shape (B,).
+
+    Raises:
+        ValueError: If a shape is wrong or a coordinate is not finite.
+        ImportError: If SciPy is not installed.
+
+    Example:
+        >>> a = torch.rand(2, 10, 3)
+        >>> earth_movers_distance(a, a.flip(1)) < 1e-6
+        tensor([True, True])
+    """
+    if linear_sum_assignment is None:
+        raise ImportError("the exact earth mover's distance needs SciPy: pip install scipy")
+    check_point_sets(a, b)
+    if a.shape != b.shape:
+        raise ValueError(f"the earth mover's distance needs as many points on both sides, got {a.shape} and {b.shape}")
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = _in_full_precision(a, b)
+        distances = torch.cdist(a.detach(), b.detach(), compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        partners = torch.stack([torch.from_numpy(linear_sum_assignment(matrix)[1]) for matrix in distances])
+        squared = (a - _rows(b, partners.to(b.device))).square().sum(2)
+        return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt().mean(1)
+
+
+def sinkhorn_distance(a: Tensor, b: Tensor, blur: float = 0.02, iterations: int = 50) -> Tensor:
+    r"""Computes the transport cost Σ P_ij ‖a_i - b_j‖² of each pair of point sets under an entropic plan P.
+
+    M. Cuturi, "Sinkhorn distances", NeurIPS 2013, in the logarithmic domain, with the entropy's weight ε = blur²
+    annealed from the diameter of the clouds. The plan is found without gradient and then held fixed. It needs
+    the (B, N, M) matrix of distances in memory.
+
+    Args:
+        a: Point sets (B, N, 3).
+        b: Point sets (B, M, 3).
+        blur: √ε, positive, in the unit of the coordinates. The result is about ε above the exact squared cost.
+        iterations: Number of Sinkhorn updates, at least 1.
+
+    Returns:
+        Shape (B,), 0 or more.
+
+    Raises:
+        ValueError: If a shape is wrong or an argument is out of its range.
+    """
+    if not (blur > 0 and math.isfinite(blur)) or iterations < 1:
+        raise ValueError(f"blur must be positive and iterations at least 1, got {blur} and {iterations}")
+    check_point_sets(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = _in_full_precision(a, b)
+        center = a.detach().mean(1, keepdim=True)
+        a, b = a - center, b - center
+        with torch.no_grad():
+            cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
+            log_n, log_m = math.log(a.shape[1]), math.log(b.shape[1])
+            widths = cost.amax((1, 2)).sqrt().clamp(min=blur)
+            f, g = cost.new_zeros(a.shape[:2]), cost.new_zeros(b.shape[:2])
+            for i in range(iterations):
+                # geometric from the diameter to the blur over the first half
+                share = min(2 * i / iterations, 1.0)
+                epsilon = (widths ** (1 - share) * blur**share).square().view(-1, 1, 1)
+                f = -epsilon[:, 0] * (((g.unsqueeze(1) - cost) / epsilon).logsumexp(2) - log_m)
+                g = -epsilon[:, 0] * (((f.unsqueeze(2) - cost) / epsilon).logsumexp(1) - log_n)
+            plan = ((f.unsqueeze(2) + g.unsqueeze(1) - cost) / epsilon - log_n - log_m).exp()
+        moved: Tensor = (plan.sum(2) * a.square().sum(2)).sum(1) + (plan.sum(1) * b.square().sum(2)).sum(1)
+        moved = moved - 2 * (a * (plan @ b)).sum((1, 2))
+        return moved.clamp(min=0)
+
+
+class _PointSetCost(Cost):
+    """A cost between point sets (B, N, 3) and (B, M, 3), the same for any order of their rows."""
+
+    def forward(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        return self.scale * self._unscaled(target, reconstruction)
+
+
+class ChamferDistance(_PointSetCost):
+    """scale · :func:`chamfer_distance`.
+
+    Args:
+        scale: Factor of the whole cost.
+        squared: False: distances instead of squared distances.
+    """
+
+    def __init__(self, scale: float = 1.0, squared: bool = True) -> None:
+        super().__init__(scale)
+        self.squared = squared
+
+    def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        return chamfer_distance(target, reconstruction, self.squared)
+
+
+class SinkhornDistance(_PointSetCost):
+    """scale · :func:`sinkhorn_distance`, a differentiable relative of the earth mover's distance for training.
+
+    Args:
+        scale: Factor of the whole cost.
+        blur: See :func:`sinkhorn_distance`.
+        iterations: See :func:`sinkhorn_distance`.
+    """
+
+    def __init__(self, scale: float = 1.0, blur: float = 0.02, iterations: int = 50) -> None:
+        super().__init__(scale)
+        self.blur = blur
+        self.iterations = iterations
+
+    def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        return sinkhorn_distance(target, reconstruction, self.blur, self.iterations)
+
+
+class EarthMoversDistance(_PointSetCost):
+    """scale · :func:`earth_movers_distance`; exact and slow."""
+
+    def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        return earth_movers_distance(target, reconstruction)

@@ -1,5 +1,20 @@
 """Measures of quality that torchmetrics lacks."""
 
 from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
+from wae_lightning.metrics.point_clouds import (
+    ClassifierAgreement,
+    LinearSVMAccuracy,
+    OccupancyDivergence,
+    PointSetDistances,
+    PointSetReconstruction,
+)
 
-__all__ = ["DigitClassifier", "DigitFeatures"]
+__all__ = [
+    "ClassifierAgreement",
+    "DigitClassifier",
+    "DigitFeatures",
+    "LinearSVMAccuracy",
+    "OccupancyDivergence",
+    "PointSetDistances",
+    "PointSetReconstruction",
+]

@@ -1,0 +1,172 @@
+"""Metrics of point sets against brute force and SciPy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor, nn
+
+from wae_lightning.costs import chamfer_distance, earth_movers_distance
+from wae_lightning.metrics import (
+    ClassifierAgreement,
+    LinearSVMAccuracy,
+    OccupancyDivergence,
+    PointSetDistances,
+    PointSetReconstruction,
+)
+from wae_lightning.metrics.point_clouds import linear_svm, pairwise_distances
+
+
+def clouds(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("name", "distance"), [("cd", chamfer_distance), ("emd", earth_movers_distance)])
+def test_pairwise_distances_are_those_of_each_pair(name, distance):
+    a, b = clouds(4, 20) + 5, clouds(5, 20, seed=1) + 5
+    expected = torch.stack([torch.cat([distance(x[None], y[None]) for y in b]) for x in a])
+    torch.testing.assert_close(pairwise_distances(a, b, name), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pairwise_distances_are_never_negative():
+    a = clouds(3, 200) + 100
+    assert pairwise_distances(a, a).min() >= 0
+
+
+@pytest.mark.parametrize(("name", "distance"), [("cd", chamfer_distance), ("emd", earth_movers_distance)])
+def test_reconstruction_is_the_mean_over_all_batches(name, distance):
+    a, b = clouds(5, 30), clouds(5, 30, seed=1)
+    metric = PointSetReconstruction(name)
+    metric.update(a[:4], b[:4])
+    metric.update(a[4:], b[4:])
+    torch.testing.assert_close(metric.compute(), distance(a, b).mean())
+
+
+def brute_force(samples: Tensor, real: Tensor) -> dict[str, float]:
+    def d(x: Tensor, y: Tensor) -> float:
+        return chamfer_distance(x[None].double(), y[None].double()).item()
+
+    members = [(x, "s") for x in samples] + [(x, "r") for x in real]
+    right = {"s": [], "r": []}
+    for i, (x, side) in enumerate(members):
+        others = [(d(x, y), other) for j, (y, other) in enumerate(members) if j != i]
+        right[side].append(min(others)[1] == side)
+    nearest = [min(range(len(real)), key=lambda r: d(s, real[r])) for s in samples]
+    return {
+        "1-NNA": np.mean(right["s"] + right["r"]),
+        "1-NNA samples": np.mean(right["s"]),
+        "1-NNA real": np.mean(right["r"]),
+        "COV": len(set(nearest)) / len(real),
+        "MMD": np.mean([min(d(s, r) for s in samples) for r in real]),
+        "nearest real": np.mean([min(d(s, r) for r in real) for s in samples]),
+    }
+
+
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(2, 7), seed=st.integers(0, 1000), spread=st.floats(0.1, 2.0))
+def test_set_metrics_by_brute_force(n, seed, spread):
+    centers = spread * clouds(2, n, 1, seed=seed + 2)
+    real, samples = clouds(n, 9, seed=seed) + centers[0], clouds(n, 9, seed=seed + 1) + centers[1]
+    metric = PointSetDistances()
+    metric.update(real[:1], real=True)
+    metric.update(real[1:], real=True)
+    metric.update(samples, real=False)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx(brute_force(samples, real), rel=1e-4)
+
+
+def test_set_metrics_of_copies_and_of_one_blob():
+    real = clouds(20, 30) + 3 * clouds(20, 1, seed=5)
+    copies, blobs = PointSetDistances(), PointSetDistances()
+    for metric, samples in ((copies, real + 1e-5 * clouds(20, 30, seed=1)), (blobs, 0.01 * clouds(20, 30, seed=2))):
+        metric.update(real, real=True)
+        metric.update(samples, real=False)
+    # the nearest neighbour of each copy is its original, so 1-NNA betrays memorisation by a value near 0
+    assert copies.compute()["1-NNA"] == 0
+    assert copies.compute()["COV"] == 1
+    assert blobs.compute()["1-NNA"] > 0.9
+    assert blobs.compute()["COV"] < 0.2
+
+
+def test_set_metrics_want_equal_numbers():
+    metric = PointSetDistances("emd")
+    metric.update(clouds(3, 5), real=True)
+    metric.update(clouds(2, 5), real=False)
+    with pytest.raises(ValueError, match="as many samples as real sets, got 2 and 3"):
+        metric.compute()
+    with pytest.raises(ValueError, match="must be 'cd' or 'emd', got 'l2'"):
+        PointSetDistances("l2")
+    with pytest.raises(ValueError, match="transpose"):
+        metric.update(clouds(3, 5).transpose(1, 2), real=True)
+
+
+def test_occupancy_divergence_by_brute_force():
+    real, samples = 0.2 * clouds(3, 40), 0.3 * clouds(2, 50, seed=1) + 0.1
+    metric = OccupancyDivergence(resolution=8)
+    metric.update(real, real=True)
+    metric.update(samples, real=False)
+    axis = np.linspace(-0.5, 0.5, 8)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    grid = grid[np.linalg.norm(grid, axis=1) <= 0.5]
+    counts = [
+        np.bincount(
+            np.linalg.norm(x.numpy().reshape(-1, 1, 3) - grid, axis=2).argmin(1), minlength=len(grid)
+        )
+        for x in (real, samples)
+    ]  # fmt: skip
+    assert float(metric.compute()) == pytest.approx(jensenshannon(*counts, base=2) ** 2, abs=1e-6)
+
+
+def test_occupancy_divergence_is_between_0_and_1():
+    for shift, expected in ((0.0, 0.0), (0.5, 1.0)):
+        metric = OccupancyDivergence(radius=1.0)
+        points = 0.05 * clouds(4, 100)
+        metric.update(points - shift, real=True)
+        metric.update(points + shift, real=False)
+        assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="resolution must be 2 or more"):
+        OccupancyDivergence(resolution=1)
+
+
+class TallOrWide(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.std(1)[:, :2]
+
+
+def test_classifier_agreement_is_a_ratio_of_accuracies():
+    wide = clouds(10, 50) * torch.tensor([3.0, 1, 1])
+    tall = clouds(10, 50, seed=1) * torch.tensor([1.0, 3, 1])
+    target = torch.cat([wide, tall])
+    reconstruction = torch.cat([wide, tall[:5], wide[:5]])
+    metric = ClassifierAgreement(TallOrWide())
+    metric.update(target, reconstruction, torch.arange(20) // 10)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx({"inputs": 1, "reconstructions": 0.75, "share": 0.75})
+
+
+def test_linear_svm_reaches_the_optimum_that_scipy_finds():
+    x, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+    weights, biases = linear_svm(x, labels, c=0.5)
+    features = np.c_[x.double().numpy(), np.ones(60)]
+    for k in range(3):
+        sign = np.where(labels.numpy() == k, 1.0, -1.0)
+
+        def objective(w: np.ndarray, sign: np.ndarray = sign) -> tuple[float, np.ndarray]:
+            slack = np.maximum(1 - sign * (features @ w), 0)
+            return 0.5 * w @ w + 0.5 * (slack**2).sum(), w - features.T @ (sign * slack)
+
+        expected = minimize(objective, np.zeros(5), jac=True, tol=1e-10).x
+        np.testing.assert_allclose(np.r_[weights[k].numpy(), biases[k]], expected, atol=1e-4)
+
+
+def test_svm_accuracy_of_separable_codes_and_of_noise():
+    labels = torch.arange(200) % 4
+    separable = 5 * torch.eye(4)[labels] + 0.3 * torch.randn(200, 4)
+    for codes, low, high in ((separable, 0.99, 1.0), (torch.randn(200, 4), 0.0, 0.5)):
+        metric = LinearSVMAccuracy()
+        metric.update(codes[:100], labels[:100], train=True)
+        metric.update(codes[100:], labels[100:], train=False)
+        assert low <= float(metric.compute()) <= high
