@@ -72,7 +72,7 @@ class BatchDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warns when a checkpoint was trained on differently prepared data; nothing else is restored."""
         here = self.state_dict()
-        for name in state_dict.keys() | here.keys():
+        for name in sorted(state_dict.keys() | here.keys()):
             if state_dict.get(name) != here.get(name):
                 rank_zero_warn(
                     f"The checkpoint was trained on data with {name} = {state_dict.get(name)!r}; "

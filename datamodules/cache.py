@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-__all__ = ["Cache", "Sources", "cache_key", "open_or_build"]
+__all__ = ["Cache", "Sources", "cache_key", "md5_of", "open_or_build"]
 
 _ABANDONED_AFTER = 3600  # seconds; a build writes many times a minute, so an older unfinished file was left by a crash
 
@@ -121,6 +121,15 @@ def cache_key(settings: object, files: Iterable[tuple[str, os.stat_result]]) -> 
     """Sixteen hexadecimal digits that change with the settings and with any file's name, size or time of change."""
     lines = sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
     return hashlib.blake2b("\n".join([repr(settings), *lines]).encode(), digest_size=8).hexdigest()
+
+
+def md5_of(path: Path) -> str:
+    """The md5 sum of a file, as 32 hexadecimal digits."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            md5.update(block)
+    return md5.hexdigest()
 
 
 def open_or_build(

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import random
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 import torch
+import torchvision
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import training_and_validation_rows
-from datamodules.cache import Cache, Sources, cache_key, open_or_build
+from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.images import Batch, ImageDataModule, Images
 
 __all__ = ["CelebADataModule"]
 
-_MD5 = {
-    "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
-    "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
-}
+_MD5 = {name: md5 for _, md5, name in torchvision.datasets.CelebA.file_list}
 _PAPER_TEST_SIZE = 20_000
 
 
@@ -119,9 +118,11 @@ class CelebADataModule(ImageDataModule):
             rows = rows[torch.isin(rows, cache.good_rows)]
             parts.append(ImagesOnDisk(cache, labels, rows) if images is None else Images(images, labels, rows))
         self.train_set, self.val_set, self.test_set = parts
+        foreign = ", ".join(name.decode() for name in cache.tables["foreign"])
         rank_zero_info(
             f"Using {len(parts[0]):,} training, {len(parts[1]):,} validation and {len(parts[2]):,} test images from "
-            f"{self.folder} ({'in memory' if in_memory else 'read from disk'}; {_original_or_not(cache)})."
+            f"{self.folder}, {'in memory' if in_memory else 'read from disk'}. By their md5 sums, "
+            + (f"these files are not CelebA's own: {foreign}." if foreign else "the lists are CelebA's own.")
         )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -147,9 +148,10 @@ class CelebADataModule(ImageDataModule):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file. Expected CelebA's list of that name beside {pictures}")
         with os.scandir(pictures) as entries:
-            files = [(entry.name, entry.stat()) for entry in entries]
-        files += [(path.name, path.stat()) for path in lists if path.is_file()]
-        path = self.cache_dir / f"celeba_{self.crop or 'whole'}_{self.image_size}_{cache_key('celeba 1', files)}.h5"
+            # lazily: to keep 200,000 results of stat takes longer than to get them
+            files = ((entry.name, entry.stat()) for entry in entries)
+            key = cache_key("celeba 2", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
+        path = self.cache_dir / f"celeba_{self.crop or 'whole'}_{self.image_size}_{key}.h5"
         return open_or_build(path, self.image_shape, "uint8", lambda: self._sources(lists, pictures), self.on_error)
 
     def _sources(self, lists: list[Path], pictures: Path) -> tuple[Sources, dict[str, np.ndarray]]:
@@ -157,8 +159,7 @@ class CelebADataModule(ImageDataModule):
         names, columns, attributes = _read_list(lists[0], header=True)
         if len(bad := attributes[np.abs(attributes) != 1]):
             raise ValueError(f"{lists[0]}: attributes must be -1 or 1, found {bad[0]}")
-        originals = [_md5(lists[0]) == _MD5[lists[0].name]]
-        tables = {"attributes": attributes > 0, "attribute_names": np.array(columns, dtype=object)}
+        tables = {"attributes": attributes > 0, "attribute_names": np.array(columns, dtype=h5py.string_dtype())}
         if lists[1].is_file():
             partition_names, _, partition = _read_list(lists[1], header=False)
             if partition_names != names:
@@ -168,9 +169,11 @@ class CelebADataModule(ImageDataModule):
                 )
             if len(bad := partition[(partition < 0) | (partition > 2)]):
                 raise ValueError(f"{lists[1]}: expected 0 (training), 1 (validation) or 2 (test), found {bad[0]}")
-            originals.append(_md5(lists[1]) == _MD5[lists[1].name])
             tables["partition"] = partition[:, 0]
-        tables["original"] = np.array(all(originals))
+        published = [(self.folder / name, md5) for name, md5 in _MD5.items() if (self.folder / name).is_file()]
+        tables["foreign"] = np.array(
+            [path.name for path, md5 in published if md5_of(path) != md5], dtype=h5py.string_dtype()
+        )
         if self.on_error == "raise":
             there = set(os.listdir(pictures))
             missing = [name for name in names if name not in there]
@@ -304,11 +307,3 @@ def _shuffled_as_in_the_paper(count: int) -> list[int]:
         other = int(generator.random() * (last + 1))
         order[last], order[other] = order[other], order[last]
     return order
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def _original_or_not(cache: Cache) -> str:
-    return f"the lists are {'' if cache.tables['original'] else 'not '}CelebA's own, by their md5"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import BatchDataModule, training_and_validation_rows
-from datamodules.cache import Cache, Sources, cache_key, open_or_build
+from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.off import read_off, sample_surface
 from datamodules.shapes import SHAPES, make_shapes
 
@@ -243,7 +242,7 @@ class ModelNet40DataModule(BatchDataModule):
         files = {part: _listed_files(folder / f"{part}_files.txt") for part in ("train", "test")}
         train, test = (_joined([read_clouds(path, len(names)) for path in files[part]], files[part]) for part in files)
         paths = [*files["train"], *files["test"]]
-        original = {path.name: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in paths}
+        original = {path.name: md5_of(path) for path in paths}
         rank_zero_info(
             f"Using {len(train[0]):,} training and {len(test[0]):,} test clouds of {train[0].shape[1]} points from "
             f"{folder} (the files are {'' if original == _MD5 else 'not '}ModelNet40's own, by their md5)."
