@@ -38,7 +38,7 @@ def main() -> None:
     for epoch in range(arguments.epochs):
         for rows in torch.randperm(len(images)).split(128)[:steps]:
             x = slightly_distorted(images[rows].float() / 255)
-            loss = F.cross_entropy(classifier(x), labels[rows], label_smoothing=0.05)
+            loss = F.cross_entropy(classifier(x), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed
+import torch.distributed.nn.functional
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
+from wae_lightning.adversarial import Adversarial, LRSchedulerCallable, OptimizerCallable
 from wae_lightning.costs import Cost, SquaredError
 from wae_lightning.networks import ConvDecoder, ConvEncoder
-from wae_lightning.noise import EncoderNoise
+from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
-from wae_lightning.priors import Normal, Prior
+from wae_lightning.priors import Normal, Prior, Sphere
 
 __all__ = ["WAE"]
-
-OptimizerCallable = Callable[[Iterable[Any]], Optimizer]
-LRSchedulerCallable = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -48,8 +51,8 @@ class WAE(LightningModule):
     "Wasserstein auto-encoders", ICLR 2018, eq. 4.
 
     Batches are a tensor, or a tuple or list whose first element is the input, (B, \*input), floats in [0, 1]. Cost and
-    penalty are computed in float32 also under mixed precision. Logged: ``train/``, ``val/`` and ``test/`` ``loss``,
-    ``cost`` and ``penalty``, where loss = cost + penalty_weight · penalty.
+    penalty are computed in float32 also under mixed precision. Logged are ``cost`` and ``penalty`` under ``train/``,
+    ``val/`` and ``test/``, and for the latter two ``loss`` = cost + penalty_weight · penalty.
 
     Args:
         encoder: Network (B, \*input) -> (B, d), or (B, 2d) with ``GaussianNoise``. None: ``ConvEncoder``.
@@ -61,13 +64,17 @@ class WAE(LightningModule):
         optimizer: Makes the optimizer from the parameters. None: Adam with learning rate 1e-3.
         lr_scheduler: Makes a learning-rate scheduler from the optimizer. ``OneCycleLR`` may be left without
             ``total_steps``: it then gets the number of steps of the run.
-        lr_interval: Whether the scheduler steps after each ``epoch`` or each ``step`` (``OneCycleLR``: always ``step``).
+        lr_interval: Whether the scheduler steps after each ``epoch`` or after each ``step``; ``OneCycleLR`` always does
+            the latter, ``ReduceLROnPlateau`` always the former, watching ``val/loss``.
         noise: How codes are drawn from the encoder's output. None: deterministic.
         standardize_codes: Standardise each latent dimension over the batch (batch norm without learned scale and
             shift), so that codes have the mean and the variance of a normal prior by construction.
         pretrain_steps: At most so many steps of Adam that match mean and covariance of the codes to those of the prior
             before training, as in the authors' code (theirs: 200). It stops earlier once the two mean squared errors
             add up to less than 0.1.
+        gather_codes: With several processes: compute the penalty on the codes of all of them, not on each one's own.
+        code_queue: Number of past codes that join each batch in the penalty, for a better estimate with small batches.
+            No gradient flows into them; the gradient of the present codes is scaled so that λ keeps its meaning.
         image_shape: (channels, height, width) for the encoder or decoder that is left None.
         latent_dim: d for a prior that is left None; None means 8.
 
@@ -98,6 +105,8 @@ class WAE(LightningModule):
         noise: EncoderNoise | None = None,
         standardize_codes: bool = False,
         pretrain_steps: int = 0,
+        gather_codes: bool = False,
+        code_queue: int = 0,
         image_shape: Sequence[int] = (1, 28, 28),
         latent_dim: int | None = None,
     ) -> None:
@@ -110,8 +119,9 @@ class WAE(LightningModule):
 
         if not (penalty_weight >= 0 and math.isfinite(penalty_weight)):
             raise ValueError(f"penalty_weight must be 0 or more and finite, got {penalty_weight}")
-        if pretrain_steps < 0:
-            raise ValueError(f"pretrain_steps must be 0 or more, got {pretrain_steps}")
+        for name, count in (("pretrain_steps", pretrain_steps), ("code_queue", code_queue)):
+            if count < 0:
+                raise ValueError(f"{name} must be 0 or more, got {count}")
         if prior is not None and latent_dim not in (None, prior.latent_dim):
             raise ValueError(f"latent_dim is {latent_dim}, but the prior has {prior.latent_dim} dimensions")
         self.prior = prior or Normal(8 if latent_dim is None else latent_dim)
@@ -130,14 +140,31 @@ class WAE(LightningModule):
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.pretrain_steps = pretrain_steps
+        self.gather_codes = gather_codes
+        self.code_queue = code_queue
+        self._queue = torch.empty(0, d)
+        self._accumulated_codes: list[Tensor] = []
+        self._taken_from_trainer: tuple[Any, int] | None = None
+        self._rng_state: Tensor | None = None
+        self._rng_state_cuda: Tensor | None = None
+        self._check_penalty()
+
+    def _check_penalty(self) -> None:
+        name = type(self.penalty).__name__
+        if isinstance(self.penalty, Adversarial):
+            self.automatic_optimization = False
+            if self.gather_codes or self.code_queue:
+                raise ValueError(f"gather_codes and code_queue are for penalties that compare samples, not {name}")
+        if self.penalty.codes_per_input > 1 and not isinstance(self.noise, GaussianNoise):
+            raise ValueError(f"{name} needs a Gaussian encoder, noise=GaussianNoise(); got {type(self.noise).__name__}")
 
     def _keep_plain_hyperparameters(self) -> None:
         """Drops what is not a number, a string or a class_path dictionary: checkpoints must load as plain data."""
-        for stored in (self._hparams, self._hparams_initial):
+        for stored in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
             for name in [name for name, value in stored.items() if not _is_plain(value)]:
                 del stored[name]
 
-    # ---- using the model ---------------------------------------------------------------------------------------------
+    # ---- using the model --------------------------------------------------------------------------------------------
 
     @property
     def latent_dim(self) -> int:
@@ -158,7 +185,9 @@ class WAE(LightningModule):
         Raises:
             ValueError: If the encoder puts out another number of features than the prior and the noise need.
         """
-        draw = self.training if noise is None else noise
+        return self._encode(x, self.training if noise is None else noise)
+
+    def _encode(self, x: Tensor, noise: bool, codes_per_input: int = 1) -> Tensor:
         if self.training:
             x = self.noise.on_input(x)
         features = self.encoder(x)
@@ -168,7 +197,9 @@ class WAE(LightningModule):
                 f"the encoder must put out (B, {expected}) for {self.latent_dim} latent dimensions with "
                 f"{type(self.noise).__name__}, got {tuple(features.shape)}"
             )
-        z = self.noise(features) if draw else self.noise.mean(features)
+        if codes_per_input > 1:
+            features = features.repeat_interleave(codes_per_input, dim=0)
+        z = self.noise(features) if noise else self.noise.mean(features)
         if self.standardize is not None:
             z = self.prior.scale * self.standardize(z)
         return self.prior.project(z)
@@ -221,17 +252,18 @@ class WAE(LightningModule):
         start, end = (x if x.shape[1:] == (self.latent_dim,) else self.encode(x) for x in (a, b))
         weights = torch.linspace(0, 1, steps, device=start.device).view(-1, 1, 1)
         lines = torch.lerp(start.expand(steps, -1, -1), end.expand(steps, -1, -1), weights)
-        if type(self.prior).__name__ == "Sphere":
+        if isinstance(self.prior, Sphere):
             lines = self.prior.project(lines.flatten(0, 1)).view_as(lines)
-        return self.decode(lines.flatten(0, 1)).unflatten(0, (steps, len(a)))
+        decoded = self.decode(lines.flatten(0, 1))
+        return decoded.view(steps, len(a), *decoded.shape[1:])
 
-    # ---- training ----------------------------------------------------------------------------------------------------
+    # ---- training ---------------------------------------------------------------------------------------------------
 
     def _input(self, batch: Any) -> Tensor:
         x = batch[0] if isinstance(batch, list | tuple) else batch
         if not isinstance(x, Tensor):
             raise ValueError(f"a batch must be a tensor, or a tuple that begins with one, got {type(x).__name__}")
-        return x
+        return x.to(self.dtype) if x.is_floating_point() else x
 
     def _check_range(self, x: Tensor) -> None:
         if not x.is_floating_point() or not x.min() >= 0 or not x.max() <= 1:
@@ -240,36 +272,52 @@ class WAE(LightningModule):
                 f"[{x.min():.4g}, {x.max():.4g}]"
             )
 
-    def _codes_and_terms(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the codes, a draw from the prior of the same shape, and the mean cost."""
-        z = self.encode(x, noise=noise)
-        reconstruction = self.decode(z)
+    def _codes_and_cost(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns codes in full precision, ``codes_per_input`` in a row for each input, and the mean cost."""
+        several = self.penalty.codes_per_input
+        z = self._encode(x, noise=True, codes_per_input=several)
+        reconstruction = self.decode(z[::several])
         with torch.autocast(x.device.type, enabled=False):
             cost = self.cost(_in_full_precision(x), _in_full_precision(reconstruction)).mean()
-        z = _in_full_precision(z)
-        return z, self.prior.sample(len(z), device=z.device).to(z.dtype), cost
+        return _in_full_precision(z), cost
 
-    def _penalty(self, z: Tensor, z_prior: Tensor) -> Tensor:
+    def _prior_like(self, z: Tensor) -> Tensor:
+        return self.prior.sample(len(z), device=z.device).to(z.dtype)
+
+    def _penalty(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
-            return self.penalty(z, z_prior)  # type: ignore[no-any-return]
+            return self.penalty(z, self._prior_like(z))  # type: ignore[no-any-return]
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         x = self._input(batch)
         if batch_idx == 0 and self.current_epoch == 0:
             self._check_range(x)
-        z, z_prior, cost = self._codes_and_terms(x, noise=True)
-        penalty = self._penalty(z, z_prior)
-        loss = cost + self.penalty_weight * penalty
+        z, cost = self._codes_and_cost(x)
+        if isinstance(self.penalty, Adversarial):
+            self._train_with_critic(self.penalty, z, cost, batch_idx)
+            return None
+        penalty = self._penalty(self._with_other_codes(z))
         self.log_dict({"train/cost": cost.detach(), "train/penalty": penalty.detach()}, prog_bar=True)
-        return loss
+        return cost + self.penalty_weight * penalty
+
+    def _with_other_codes(self, z: Tensor) -> Tensor:
+        """Joins the codes of the other processes and the past codes to those of this batch."""
+        if self.gather_codes and self.trainer.world_size > 1:
+            z = torch.cat(torch.distributed.nn.functional.all_gather(z.contiguous()))  # type: ignore[no-untyped-call]
+        if not self.code_queue:
+            return z
+        past = self._queue.to(z)
+        self._queue = torch.cat([z.detach(), past])[: self.code_queue]
+        # of n + q codes only n follow the encoder; unscaled, they would get n / (n + q) of the penalty's gradient
+        excess = len(past) / len(z)
+        return torch.cat([z + excess * (z - z.detach()), past])
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:
-        x = self._input(batch)
-        z, z_prior, cost = self._codes_and_terms(x, noise=True)
+        z, cost = self._codes_and_cost(self._input(batch))
         terms = {"cost": cost}
         # a last batch of one image has no unbiased penalty; it counts for the cost only
         if len(z) > 1:
-            terms["penalty"] = self._penalty(z, z_prior)
+            terms["penalty"] = self._penalty(z)
             terms["loss"] = cost + self.penalty_weight * terms["penalty"]
         self.log_dict(
             {f"{stage}/{name}": value for name, value in terms.items()},
@@ -286,14 +334,120 @@ class WAE(LightningModule):
         self._evaluation_step("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Returns codes (B, latent_dim) and reconstructions (B, *input)."""
+        """Returns codes (B, latent_dim) and reconstructions of the inputs."""
         z = self.encode(self._input(batch))
         return z, self.decode(z)
 
-    def configure_optimizers(self) -> Any:
-        return self._optimizer_config(self.parameters(), self.make_optimizer, self.make_lr_scheduler, self.lr_interval)
+    # ---- training against a critic: two optimizers, by hand ---------------------------------------------------------
 
-    def _optimizer_config(
+    def _train_with_critic(self, penalty: Adversarial, z: Tensor, cost: Tensor, batch_idx: int) -> None:
+        """One step of Algorithm 1: the auto-encoder's update, then the critic's on the same codes."""
+        weight = self.penalty_weight
+        with torch.autocast(z.device.type, enabled=False):
+            encoder_loss = penalty(z, self._prior_like(z))
+            critic_loss, accuracies = penalty.critic_loss(z.detach(), self._prior_like(z))
+        # One backward pass serves both: the losses have no trainable parameter in common (the critic is a constant in
+        # the encoder's, the codes are one in the critic's), so neither gradient touches the other's network. And
+        # every parameter gets its gradient in it, as DistributedDataParallel demands.
+        accumulated = self.trainer.accumulate_grad_batches
+        self.manual_backward((cost + weight * encoder_loss + weight * critic_loss) / accumulated)
+        self.log_dict({"train/cost": cost.detach(), "train/penalty": encoder_loss.detach()}, prog_bar=True)
+        self.log_dict({"train/critic_loss": critic_loss.detach(), **accuracies})
+
+        self._accumulated_codes.append(z.detach())
+        if (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch:
+            codes, self._accumulated_codes = torch.cat(self._accumulated_codes), []
+            self._step_both_optimizers(penalty, codes)
+            self._step_lr_schedulers("step")
+        if self.trainer.is_last_batch:
+            self._step_lr_schedulers("epoch")
+
+    def _step_both_optimizers(self, penalty: Adversarial, codes: Tensor) -> None:
+        optimizers: Any = self.optimizers()
+        autoencoder, critic = optimizers
+        # the trainer's global_step, and with it max_steps, counts the auto-encoder's updates only
+        critic._on_before_step = critic._on_after_step = _do_nothing
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        with _one_update(scaler):
+            autoencoder.step()
+            critic.step()
+        autoencoder.zero_grad()
+        critic.zero_grad()
+        for _ in range(penalty.steps - 1):
+            with torch.autocast(codes.device.type, enabled=False):
+                loss = self.penalty_weight * penalty.critic_loss(codes, self._prior_like(codes))[0]
+            # not manual_backward: DistributedDataParallel would wait for the auto-encoder's gradients
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            self._average_gradients(penalty.parameters())
+            critic.step()
+            critic.zero_grad()
+
+    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Averages gradients over all processes where DistributedDataParallel does not."""
+        if self.trainer.world_size > 1:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.trainer.world_size
+
+    def _step_lr_schedulers(self, interval: str) -> None:
+        count = self.global_step if interval == "step" else self.current_epoch + 1
+        for config in self.trainer.lr_scheduler_configs:
+            on_plateau = isinstance(config.scheduler, ReduceLROnPlateau)
+            if config.interval == interval and not on_plateau and count % config.frequency == 0:
+                self.lr_scheduler_step(config.scheduler, None)
+
+    def on_train_epoch_end(self) -> None:
+        if self.automatic_optimization:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                monitor = _watched_by(config.scheduler)
+                if monitor not in self.trainer.callback_metrics:
+                    known = ", ".join(self.trainer.callback_metrics)
+                    raise ValueError(f"ReduceLROnPlateau watches {monitor!r}, but only {known} are logged")
+                self.lr_scheduler_step(config.scheduler, self.trainer.callback_metrics[monitor])
+
+    def configure_callbacks(self) -> list[Any]:
+        # Lightning refuses clipping and accumulation with manual optimization, although training_step does both. It
+        # looks right after this hook; `setup`, the next one, gives the trainer its settings back.
+        if not self.automatic_optimization:
+            self._taken_from_trainer = (self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches)
+            self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = None, 1
+        return []
+
+    def setup(self, stage: str) -> None:
+        if self._taken_from_trainer is not None:
+            self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = self._taken_from_trainer
+            self._taken_from_trainer = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # With manual optimization Lightning does not clip by itself. Gradients are already unscaled here.
+        if not self.automatic_optimization and self.trainer.gradient_clip_val:
+            self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+
+    # ---- optimizers, and what surrounds training --------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        if not isinstance(self.penalty, Adversarial):
+            return self._optimizer(self.parameters(), self.make_optimizer, self.make_lr_scheduler, self.lr_interval)
+        of_critic = set(self.penalty.parameters())
+        autoencoder = [parameter for parameter in self.parameters() if parameter not in of_critic]
+        configs = (
+            self._optimizer(autoencoder, self.make_optimizer, self.make_lr_scheduler, self.lr_interval),
+            self._optimizer(
+                self.penalty.parameters(),
+                self.penalty.make_optimizer,
+                self.penalty.make_lr_scheduler,
+                self.penalty.lr_interval,
+            ),
+        )
+        for name, config in zip(("autoencoder", "critic"), configs, strict=True):
+            if "lr_scheduler" in config:
+                config["lr_scheduler"]["name"] = f"lr-{name}"
+        return configs
+
+    def _optimizer(
         self,
         parameters: Iterable[nn.Parameter],
         make_optimizer: OptimizerCallable | None,
@@ -308,38 +462,68 @@ class WAE(LightningModule):
             steps = self.trainer.estimated_stepping_batches
             if math.isinf(steps):
                 raise ValueError("OneCycleLR needs the length of the run: set max_epochs or max_steps, or total_steps")
-            scheduler, lr_interval = make_lr_scheduler(optimizer, total_steps=int(steps)), "step"  # type: ignore[call-arg]
+            scheduler = make_lr_scheduler(optimizer, total_steps=int(steps))  # type: ignore[call-arg]
         else:
             scheduler = make_lr_scheduler(optimizer)
-            if isinstance(scheduler, OneCycleLR):
-                lr_interval = "step"
         config: dict[str, Any] = {"scheduler": scheduler, "interval": lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        if isinstance(scheduler, OneCycleLR):
+            config["interval"] = "step"
+        elif isinstance(scheduler, ReduceLROnPlateau):
+            config["interval"] = "epoch"
+            if self.automatic_optimization:
+                config["monitor"] = _watched_by(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1 and self.penalty.codes_per_input > 1:
+            raise ValueError(
+                f"{type(self.penalty).__name__} runs in one process only, the trainer has {self.trainer.world_size}"
+            )
+
     def on_train_start(self) -> None:
+        self._accumulated_codes = []
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state.cpu())
+            if self._rng_state_cuda is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self._rng_state_cuda.cpu(), self.device)
+            self._rng_state = None
+            # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew
+            iter(self.trainer.fit_loop._data_fetcher)  # type: ignore[call-overload]
+        if self.global_rank > 0:
+            # every process draws its own noise and its own codes from the prior
+            torch.manual_seed(int(torch.randint(2**31, ())) + self.global_rank)
         if self.pretrain_steps and self.global_step == 0:
             self._pretrain_encoder()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # with these, a resumed run draws what the uninterrupted one would have drawn
+        checkpoint["rng_state"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["rng_state_cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.code_queue:
+            checkpoint["code_queue"] = self._queue
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._rng_state = checkpoint.get("rng_state")
+            self._rng_state_cuda = checkpoint.get("rng_state_cuda")
+        self._queue = checkpoint.get("code_queue", self._queue)
 
     def _pretrain_encoder(self) -> None:
         """Matches mean and covariance of the codes to the prior's before the first step of training."""
         optimizer = torch.optim.Adam(self.encoder.parameters(), lr=1e-3)
-        batches: Iterable[Any] = ()
-        with torch.enable_grad():
-            for step in range(self.pretrain_steps):
-                if step % max(int(self.trainer.num_training_batches), 1) == 0:
-                    batches = iter(self.trainer.train_dataloader)  # type: ignore[arg-type]
-                batch = self.trainer.strategy.batch_to_device(next(batches), self.device)  # type: ignore[call-overload]
-                assert self.trainer.datamodule is not None
-                batch = self.trainer.datamodule.on_after_batch_transfer(batch, 0)  # type: ignore[attr-defined]
-                z = self.encode(self._input(batch), noise=True)
-                loss = moment_mismatch(z, self.prior.sample(len(z), device=z.device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if loss.item() < 0.1:
-                    break
+        loader: Any = self.trainer.train_dataloader
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        for batch in itertools.islice(batches, self.pretrain_steps):
+            on_device = self.trainer.strategy.batch_to_device(batch, self.device, dataloader_idx=0)
+            z = self.encode(self._input(on_device), noise=True)
+            loss = moment_mismatch(z, self._prior_like(z))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._average_gradients(self.encoder.parameters())
+            optimizer.step()
+            if self.trainer.strategy.reduce(loss.detach()) < 0.1:
+                break
 
 
 def moment_mismatch(z: Tensor, z_prior: Tensor) -> Tensor:
@@ -350,8 +534,35 @@ def moment_mismatch(z: Tensor, z_prior: Tensor) -> Tensor:
 
 def _needs_total_steps(make_lr_scheduler: LRSchedulerCallable) -> bool:
     """Whether this is OneCycleLR, alone or in a partial (as LightningCLI makes them), without its length."""
-    if not isinstance(make_lr_scheduler, functools.partial):
-        return make_lr_scheduler is OneCycleLR
-    made = OneCycleLR in (make_lr_scheduler.func, *make_lr_scheduler.args)
+    made: Any = make_lr_scheduler
+    if not isinstance(made, functools.partial):
+        return made is OneCycleLR
     length = ("total_steps", "epochs", "steps_per_epoch")
-    return made and all(make_lr_scheduler.keywords.get(name) is None for name in length)
+    return OneCycleLR in (made.func, *made.args) and all(made.keywords.get(name) is None for name in length)
+
+
+def _watched_by(scheduler: ReduceLROnPlateau) -> str:
+    # Lightning's own subclass, for the command line, carries a name
+    return str(getattr(scheduler, "monitor", "val/loss"))
+
+
+def _do_nothing() -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _one_update(scaler: Any) -> Iterator[None]:
+    """Lets a gradient scaler update its scale once after several optimizers, as it must, not after each.
+
+    Lightning calls ``update`` in every step; the second optimizer would then unscale by another factor than its
+    gradients were scaled with.
+    """
+    if scaler is None:
+        yield
+        return
+    update, scaler.update = scaler.update, _do_nothing
+    try:
+        yield
+    finally:
+        scaler.update = update
+    scaler.update()

@@ -1,5 +1,6 @@
 """WAE-MMD."""
 
+from wae_lightning.adversarial import Adversarial
 from wae_lightning.base import WAE
 
 __all__ = ["WAEMMD"]
@@ -17,3 +18,8 @@ class WAEMMD(WAE):
         >>> WAEMMD(penalty_weight=10.0).sample(2).shape
         torch.Size([2, 1, 28, 28])
     """
+
+    def _check_penalty(self) -> None:
+        if isinstance(self.penalty, Adversarial):
+            raise ValueError("WAEMMD takes a penalty without a critic, got Adversarial: use WAEGAN for it")
+        super()._check_penalty()

@@ -48,12 +48,9 @@ class ImagePictures(Callback):
         inputs = inputs[: 2 * n]
         with torch.no_grad():
             samples = model.sample(n * n, torch.Generator().manual_seed(0))
-            # each image above its reconstruction: the rows alternate
-            originals, reconstructions = (
-                torch.cat([x, x.new_ones(-len(x) % n, *x.shape[1:])]).unflatten(0, (-1, n))
-                for x in (inputs, model(inputs))
-            )
-            pairs = torch.stack([originals, reconstructions], dim=1).flatten(0, 2)
+            # rows alternate between images and their reconstructions; white fills up the last ones
+            rows = [torch.cat([x, x.new_ones(-len(x) % n, *x.shape[1:])]).split(n) for x in (inputs, model(inputs))]
+            pairs = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
             half = len(inputs) // 2
             pictures = {"samples": samples, "reconstructions": pairs}
             if half:

@@ -1,0 +1,349 @@
+"""The WAE: its interface, its loss, its training loop, its checkpoints."""
+
+import functools
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from datamodules import MNISTDataModule
+from wae_lightning import WAE, WAEMMD
+from wae_lightning.base import moment_mismatch
+from wae_lightning.costs import AbsoluteError, SquaredError
+from wae_lightning.kernels import RBF
+from wae_lightning.networks import ConvDecoder, ConvEncoder
+from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, ImplicitNoise, InputNoise
+from wae_lightning.penalties import MMD
+from wae_lightning.priors import Normal, Sphere, Uniform
+
+ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2)
+
+
+def perceptrons(d=2, features=None):
+    """Networks without batch norm for 1 x 4 x 4 images."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, features or d))
+    decoder = nn.Sequential(nn.Linear(d, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
+    return {"encoder": encoder, "decoder": decoder, "latent_dim": d}
+
+
+def small(cls=WAEMMD, **arguments):
+    """A model of digits with the smallest networks."""
+    noise = arguments.get("noise") or EncoderNoise()
+    return cls(
+        encoder=ConvEncoder(latent_dim=4 * noise.features_per_dimension, width=1 / 64),
+        decoder=ConvDecoder(4, width=1 / 64),
+        latent_dim=4,
+        **arguments,
+    )
+
+
+def trainer(folder, **arguments):
+    defaults = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "default_root_dir": folder, "limit_train_batches": 3, "limit_val_batches": 1,
+        "max_epochs": 1,
+    }  # fmt: skip
+    return pl.Trainer(**defaults | arguments)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.state_dict().values()])
+
+
+def test_the_interface_without_arguments():
+    model = WAEMMD().eval()
+    x = torch.rand(3, 1, 28, 28)
+    z = model.encode(x)
+    assert z.shape == (3, 8)
+    assert model.decode(z).shape == model(x).shape == x.shape
+    assert model.interpolate(x, x.flip(0), 5).shape == (5, 3, 1, 28, 28)
+    assert torch.equal(
+        model.sample(2, torch.Generator().manual_seed(1)), model.sample(2, torch.Generator().manual_seed(1))
+    )
+    assert isinstance(model.prior, Normal)
+    assert isinstance(model.cost, SquaredError)
+
+
+def test_interpolation_goes_from_one_input_to_the_other():
+    model = small().eval()
+    x = torch.rand(4, 1, 28, 28)
+    path = model.interpolate(x[:2], x[2:], 3)
+    torch.testing.assert_close(path[0], model(x[:2]))
+    torch.testing.assert_close(path[-1], model(x[2:]))
+    middle = (model.encode(x[:2]) + model.encode(x[2:])) / 2
+    torch.testing.assert_close(path[1], model.decode(middle))
+    torch.testing.assert_close(model.interpolate(model.encode(x[:2]), model.encode(x[2:]), 3), path)
+
+
+@pytest.mark.parametrize("prior", [Normal(3, 2.0), Uniform(3), Sphere(3, 1.5)])
+def test_codes_lie_in_the_support_of_the_prior(prior):
+    model = WAE(encoder=ConvEncoder(latent_dim=3, width=1 / 64), decoder=ConvDecoder(3, width=1 / 64), prior=prior)
+    z = 10 * model.encode(torch.rand(5, 1, 28, 28))
+    inside = {
+        "Normal": True,
+        "Uniform": (z / 10).abs().max() <= 1,
+        "Sphere": torch.allclose(z.norm(dim=1), torch.tensor(15.0)),
+    }
+    assert inside[type(prior).__name__]
+
+
+def original_loss(x, y, z, z_prior, weight):
+    """The objective of the authors' code in NumPy: 0.05 · l2sq, IMQ summed over seven scales with C = 2 d s, λ."""
+    x, y, z, z_prior = (np.asarray(a, dtype=np.float64) for a in (x, y, z, z_prior))
+    n, d = z.shape
+    cost = 0.05 * ((x - y) ** 2).reshape(n, -1).sum(1).mean()
+    distances = [((a[:, None] - b[None]) ** 2).sum(2) for a, b in ((z, z), (z_prior, z_prior), (z, z_prior))]
+    penalty = 0.0
+    for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
+        c = 2 * d * scale
+        codes, prior, across = (c / (c + distance) for distance in distances)
+        penalty += ((codes + prior) * (1 - np.eye(n))).sum() / (n * n - n) - 2 * across.sum() / n**2
+    return cost + weight * penalty
+
+
+def test_the_training_loss_is_that_of_the_original_code():
+    model = WAEMMD(**perceptrons(), penalty_weight=10.0)
+    model.trainer = trainer(".")
+    model.log_dict = lambda *_, **__: None
+    x = torch.rand(20, 1, 4, 4)
+    torch.manual_seed(3)
+    loss = model.training_step((x, torch.zeros(20)), 0)
+    torch.manual_seed(3)
+    z_prior = torch.randn(20, 2)
+    with torch.no_grad():
+        z = model.encode(x)
+        expected = original_loss(x, model.decode(z), z, z_prior, 10.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"penalty_weight": 3.0},
+        {"cost": AbsoluteError()},
+        {"penalty": MMD(RBF(1.0))},
+        {"prior": Normal(2, 3.0)},
+        {"noise": FixedNoise(0.5)},
+        {"noise": InputNoise(0.3)},
+        {"noise": ImplicitNoise(2)},
+        {"standardize_codes": True},
+    ],
+    ids=str,
+)
+def test_each_argument_changes_the_loss(changed):
+    def loss(**arguments):
+        torch.manual_seed(0)
+        model = WAE(**perceptrons(), **arguments)
+        model.trainer = trainer(".")
+        model.log_dict = lambda *_, **__: None
+        torch.manual_seed(0)
+        return model.training_step(torch.rand(20, 1, 4, 4), 0).item()
+
+    assert loss() == loss()
+    assert loss(**changed) != loss()
+
+
+@pytest.mark.parametrize("noise", [None, InputNoise(), FixedNoise(0.3), GaussianNoise(), ImplicitNoise(4)], ids=str)
+def test_noise_is_for_training_and_on_request(noise):
+    torch.manual_seed(0)
+    model = small(noise=noise)
+    x = torch.rand(6, 1, 28, 28)
+    model.train()
+    assert (noise is None) == torch.equal(model.encode(x), model.encode(x))
+    model.eval()
+    assert torch.equal(model.encode(x), model.encode(x))
+    random = isinstance(noise, FixedNoise | GaussianNoise | ImplicitNoise)
+    assert random != torch.equal(model.encode(x, noise=True), model.encode(x, noise=True))
+
+
+def test_gaussian_noise_has_the_variance_that_the_encoder_says():
+    noise = GaussianNoise(initial_std=0.5)
+    features = torch.tensor([[1.0, -2.0, 0.0, 2.0]]).repeat(200_000, 1)
+    z = noise(features)
+    torch.testing.assert_close(z.mean(0), torch.tensor([1.0, -2.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(z.var(0), 0.25 * torch.tensor([0.0, 2.0]).exp(), rtol=0.02, atol=0)
+
+
+def test_two_runs_with_one_seed_give_identical_weights(tmp_path):
+    results = []
+    for _ in range(2):
+        pl.seed_everything(5, verbose=False)
+        model = small(noise=GaussianNoise(), standardize_codes=True)
+        trainer(tmp_path).fit(model, MNISTDataModule())
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"lr_scheduler": ONE_CYCLE}, {"noise": GaussianNoise(), "standardize_codes": True, "code_queue": 150}],
+    ids=["one-cycle", "noise, queue"],
+)
+def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, arguments):
+    checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, filename="{epoch}", save_top_k=-1)
+    pl.seed_everything(5, verbose=False)
+    whole = small(**arguments)
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[checkpoint]).fit(whole, MNISTDataModule())
+    pl.seed_everything(77, verbose=False)
+    resumed = small(**arguments)
+    trainer(tmp_path, max_epochs=2).fit(
+        resumed, MNISTDataModule(), ckpt_path=tmp_path / "epoch=0.ckpt", weights_only=True
+    )
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_checkpoint_is_plain_data_and_needs_nothing_else(tmp_path):
+    model = WAEMMD(penalty_weight=3.0, latent_dim=5, standardize_codes=True)
+    fitting = trainer(tmp_path, limit_train_batches=1)
+    fitting.fit(model, MNISTDataModule())
+    path = tmp_path / "model.ckpt"
+    fitting.save_checkpoint(path)
+    loaded = WAEMMD.load_from_checkpoint(path, weights_only=True).eval()
+    assert loaded.penalty_weight == 3.0
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(model.eval()(x), loaded(x))
+
+
+def test_hyper_parameters_hold_plain_values_only():
+    model = small(cost=SquaredError(2.0), lr_scheduler=ONE_CYCLE, penalty_weight=4.0)
+    assert model.hparams["penalty_weight"] == 4.0
+    assert not set(model.hparams) & {"encoder", "decoder", "cost", "lr_scheduler"}
+    assert dict(model.hparams) == dict(model.hparams_initial)
+
+
+@pytest.mark.parametrize("batch", ["tensor", "tuple"])
+def test_trains_on_any_data_loader(tmp_path, batch):
+    images = torch.rand(32, 1, 28, 28)
+    data = images if batch == "tensor" else torch.utils.data.TensorDataset(images, torch.arange(32))
+    model = small()
+    before = weights(model).clone()
+    trainer(tmp_path).fit(model, DataLoader(data, 16), DataLoader(data, 16))
+    assert not torch.equal(before, weights(model))
+
+
+def test_predict_returns_codes_and_reconstructions(tmp_path):
+    model = small()
+    (batch,) = trainer(tmp_path, limit_predict_batches=1).predict(model, MNISTDataModule())
+    codes, reconstructions = batch
+    assert codes.shape == (100, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().decode(codes), reconstructions)
+
+
+def test_logs_cost_and_penalty_and_their_weighted_sum(tmp_path):
+    fitting = trainer(tmp_path)
+    fitting.fit(small(penalty_weight=7.0), MNISTDataModule())
+    logged = fitting.callback_metrics
+    assert {"train/cost", "train/penalty", "val/cost", "val/penalty", "val/loss"} <= set(logged)
+    expected = logged["val/cost"] + 7.0 * logged["val/penalty"]
+    torch.testing.assert_close(logged["val/loss"], expected)
+
+
+def test_a_last_batch_of_one_image_does_not_stop_validation(tmp_path):
+    images = torch.rand(17, 1, 28, 28)
+    fitting = trainer(tmp_path, limit_val_batches=None)
+    fitting.fit(small(), DataLoader(images, 16, drop_last=True), DataLoader(images, 16))
+    assert torch.isfinite(fitting.callback_metrics["val/loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_cost_and_penalty_get_full_precision(tmp_path, precision):
+    seen = []
+
+    class Spy(SquaredError):
+        def _unscaled(self, target, reconstruction):
+            seen.extend([target.dtype, reconstruction.dtype, torch.is_autocast_enabled("cpu")])
+            return super()._unscaled(target, reconstruction)
+
+    class SpyMMD(MMD):
+        def forward(self, z, z_prior):
+            seen.extend([z.dtype, z_prior.dtype, torch.is_autocast_enabled("cpu")])
+            return super().forward(z, z_prior)
+
+    model = small(cost=Spy(), penalty=SpyMMD())
+    trainer(tmp_path, precision=precision, limit_val_batches=0).fit(model, MNISTDataModule())
+    assert set(seen) == {torch.float32, False}
+
+
+def test_one_cycle_takes_its_length_from_the_trainer(tmp_path):
+    model = small(optimizer=functools.partial(torch.optim.Adam, lr=1.0), lr_scheduler=ONE_CYCLE)
+    fitting = trainer(tmp_path, max_epochs=2)
+    fitting.fit(model, MNISTDataModule())
+    scheduler = fitting.lr_scheduler_configs[0].scheduler
+    assert (scheduler.total_steps, scheduler.last_epoch) == (6, 6)
+    with pytest.raises(ValueError, match="OneCycleLR needs the length of the run"):
+        trainer(tmp_path, max_epochs=-1, max_time={"seconds": 1}).fit(small(lr_scheduler=ONE_CYCLE), MNISTDataModule())
+
+
+def test_a_scheduler_steps_each_epoch_or_each_step(tmp_path):
+    halve = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    for interval, expected in (("epoch", 1e-3 / 4), ("step", 1e-3 / 2**6)):
+        fitting = trainer(tmp_path, max_epochs=2)
+        fitting.fit(small(lr_scheduler=halve, lr_interval=interval), MNISTDataModule())
+        assert fitting.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_pretraining_matches_the_moments_of_the_codes(tmp_path):
+    images = torch.rand(256, 1, 4, 4).round()
+
+    def mismatch(pretrain_steps):
+        torch.manual_seed(0)
+        model = WAEMMD(
+            **perceptrons(), pretrain_steps=pretrain_steps, optimizer=functools.partial(torch.optim.SGD, lr=0.0)
+        )
+        trainer(tmp_path).fit(model, DataLoader(images, 64), DataLoader(images, 64))
+        return moment_mismatch(model.encode(images), torch.randn(100_000, 2)).item()
+
+    assert mismatch(200) < 0.6 * mismatch(0)
+
+
+def test_past_codes_leave_the_penalty_its_weight():
+    """The gradient of the penalty on a long queue must be that on a batch as long, on average."""
+    penalty = MMD(RBF(1.0))
+    z = torch.randn(400, 2) + 1
+    model = WAE(**perceptrons(), penalty=penalty, code_queue=300)
+    model.trainer = trainer(".")
+    leaf = z.clone().requires_grad_()
+    penalty(leaf, torch.randn(400, 2, generator=torch.Generator().manual_seed(1))).backward()
+    model._queue = z[:300]
+    batch = z[300:].clone().requires_grad_()
+    joined = model._with_other_codes(batch)
+    assert joined.shape == (400, 2)
+    penalty(joined, torch.randn(400, 2, generator=torch.Generator().manual_seed(1))).backward()
+    torch.testing.assert_close(batch.grad.sum(0), leaf.grad[300:].sum(0) * 4, rtol=1e-4, atol=1e-6)
+    assert torch.equal(model._queue, torch.cat([z[300:], z[:200]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"penalty_weight": -1.0}, "penalty_weight must be 0 or more and finite, got -1.0"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"latent_dim": 3, "prior": Normal(4)}, "latent_dim is 3, but the prior has 4 dimensions"),
+        ({"standardize_codes": True, "prior": Sphere(4)}, "standardize_codes needs a Normal prior, got Sphere"),
+        ({"pretrain_steps": -1}, "pretrain_steps must be 0 or more, got -1"),
+        ({"code_queue": -1}, "code_queue must be 0 or more, got -1"),
+        ({"image_shape": (1, 3, 3)}, "image_shape must be .* got \\(1, 3, 3\\)"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        WAEMMD(**arguments)
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"the encoder must put out \(B, 4\) for 2 latent dimensions with GaussianNoise"
+    ):
+        WAE(**perceptrons(), noise=GaussianNoise()).encode(torch.rand(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"floats in \[0, 1\].* got torch.float32 in \[-"):
+        trainer(tmp_path).fit(small(), DataLoader(torch.rand(8, 1, 28, 28) * 2 - 1, 4))
+    with pytest.raises(ValueError, match="at least 2 codes of each kind, got 1 and 1: raise the batch size"):
+        trainer(tmp_path).fit(WAEMMD(**perceptrons()), DataLoader(torch.rand(4, 1, 4, 4), 1))
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        WAE().sample(0)
+    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
+        WAE().interpolate(torch.zeros(1, 8), torch.zeros(1, 8), 1)
