@@ -29,6 +29,9 @@ def test_pairwise_distances_are_those_of_each_pair(name, distance):
     a, b = clouds(4, 20) + 5, clouds(5, 20, seed=1) + 5
     expected = torch.stack([torch.cat([distance(x[None], y[None]) for y in b]) for x in a])
     torch.testing.assert_close(pairwise_distances(a, b, name), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pairwise_distances(a, distance=name), pairwise_distances(a, a, name), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_pairwise_distances_are_never_negative():

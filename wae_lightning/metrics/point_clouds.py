@@ -39,12 +39,12 @@ def _known_distance(distance: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @torch.no_grad()
-def pairwise_distances(a: Tensor, b: Tensor, distance: Distance = "cd") -> Tensor:
+def pairwise_distances(a: Tensor, b: Tensor | None = None, distance: Distance = "cd") -> Tensor:
     """Computes the distance of each point set of ``a`` to each of ``b``.
 
     Args:
         a: Point sets (n, N, 3).
-        b: Point sets (m, M, 3).
+        b: Point sets (m, M, 3). None: ``a`` again, in half of the time.
         distance: ``cd``: Chamfer, the two mean squared nearest-neighbour distances added; ``emd``: earth mover's, the
             mean matched distance, not squared (then N = M, and it takes n · m times that of one pair).
 
@@ -56,24 +56,28 @@ def pairwise_distances(a: Tensor, b: Tensor, distance: Distance = "cd") -> Tenso
     """
     _known_distance(distance)
     for points in (a, b):
-        check_point_sets(points)
-    if distance == "emd":
-        return torch.stack([earth_movers_distance(x.expand(len(b), -1, -1), b) for x in a])
-    # around a common center, lest the products of coordinates lose small distances
-    center = a.float().mean((0, 1))
-    a, b = a.float() - center, b.float() - center
-    result = a.new_empty(len(a), len(b))
-    at_once = max(2**21 // (a.shape[1] * b.shape[1]), 1)
-    for start in range(0, len(b), at_once):
-        y = b[start : start + at_once]
-        y_squared = y.square().sum(2)
-        for i, x in enumerate(a):
-            x_squared = x.square().sum(1)
-            distances = torch.addmm(y_squared.flatten(), x, y.flatten(0, 1).T, alpha=-2).view(len(x), *y.shape[:2])
-            from_x = distances.amin(2) + x_squared.unsqueeze(1)
-            from_y = (distances + x_squared.view(-1, 1, 1)).amin(0)
-            result[i, start : start + at_once] = from_x.clamp(min=0).mean(0) + from_y.clamp(min=0).mean(1)
-    return result
+        if points is not None:
+            check_point_sets(points)
+    others = a if b is None else b
+    result = torch.zeros(len(a), len(others), device=a.device)
+    if distance == "cd":
+        # around a common center, lest the products lose small distances; |x|² - 2xy + |y|² in a single product
+        center = a.float().mean((0, 1))
+        left, right = a.float() - center, others.float() - center
+        left = torch.cat([left, left.square().sum(2, keepdim=True), torch.ones_like(left[:, :, :1])], 2)
+        right = torch.cat([-2 * right, torch.ones_like(right[:, :, :1]), right.square().sum(2, keepdim=True)], 2)
+        right = right.transpose(1, 2).contiguous()
+    # as many matrices at once as fit into the cache of a CPU, and many more on a GPU
+    at_once = max((2**19 if a.device.type == "cpu" else 2**26) // (a.shape[1] * others.shape[1]), 1)
+    for i in range(len(a)):
+        for start in range(0 if b is not None else i + 1, len(others), at_once):
+            columns = slice(start, start + at_once)
+            if distance == "emd":
+                result[i, columns] = earth_movers_distance(a[i].expand(len(others[columns]), -1, -1), others[columns])
+            else:
+                matrices = left[i] @ right[columns]
+                result[i, columns] = matrices.amin(2).clamp(min=0).mean(1) + matrices.amin(1).clamp(min=0).mean(1)
+    return result if b is not None else result + result.T
 
 
 class PointSetReconstruction(Metric):
@@ -156,7 +160,7 @@ class PointSetDistances(Metric):
         if len(real) != len(samples):
             raise ValueError(f"1-NNA needs as many samples as real sets, got {len(samples)} and {len(real)}")
         across = pairwise_distances(samples, real, self.distance)
-        within_samples, within_real = (pairwise_distances(x, x, self.distance) for x in (samples, real))
+        within_samples, within_real = (pairwise_distances(x, None, self.distance) for x in (samples, real))
         n = len(samples)
         everything = torch.cat([torch.cat([within_samples, across], 1), torch.cat([across.T, within_real], 1)])
         nearest = everything.fill_diagonal_(torch.inf).argmin(1)

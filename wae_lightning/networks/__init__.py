@@ -1,5 +1,24 @@
 """Encoders, decoders and critics: plain ``nn.Module`` classes without Lightning."""
 
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
+from wae_lightning.networks.critic import Critic
+from wae_lightning.networks.pointnet import (
+    FoldingDecoder,
+    FullyConnectedDecoder,
+    PointNetClassifier,
+    PointNetEncoder,
+    SeedDecoder,
+    TNet,
+)
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+__all__ = [
+    "ConvDecoder",
+    "ConvEncoder",
+    "Critic",
+    "FoldingDecoder",
+    "FullyConnectedDecoder",
+    "PointNetClassifier",
+    "PointNetEncoder",
+    "SeedDecoder",
+    "TNet",
+]
