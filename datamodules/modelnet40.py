@@ -349,7 +349,7 @@ class PointClouds(Dataset[Clouds]):
             return points.index_select(0, rows), self.labels[rows]
         if not self.fresh:
             return points[:, : self.num_points].index_select(0, rows), self.labels[rows]
-        places = torch.randperm(available)[: self.num_points].sort().values
+        places = torch.randperm(available)[: self.num_points]
         return points.index_select(0, rows).index_select(1, places), self.labels[rows]
 
 
