@@ -7,4 +7,4 @@ from wae_lightning.pointnet import PointNetWAE
 
 __version__ = "0.1.0"
 
-__all__ = ["PointNetWAE", "WAE", "WAEGAN", "WAEMMD", "__version__"]
+__all__ = ["WAE", "WAEGAN", "WAEMMD", "PointNetWAE", "__version__"]

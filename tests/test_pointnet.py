@@ -1,0 +1,338 @@
+"""PointNet's networks and PointNetWAE."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from wae_lightning import PointNetWAE
+from wae_lightning.adversarial import Adversarial
+from wae_lightning.callbacks import PointCloudPictures, draw_point_sets
+from wae_lightning.costs import SquaredError, chamfer_distance
+from wae_lightning.networks import (
+    FoldingDecoder,
+    FullyConnectedDecoder,
+    PointNetClassifier,
+    PointNetEncoder,
+    SeedDecoder,
+    TNet,
+)
+from wae_lightning.noise import FixedNoise, GaussianNoise
+from wae_lightning.penalties import MMD
+from wae_lightning.pointnet import upright_pose
+from wae_lightning.priors import Normal
+
+
+def solids(n: int, points: int = 128, seed: int = 0) -> Tensor:
+    """Surfaces of boxes and ellipsoids of random sizes, (n, points, 3), in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, points, 3, generator=generator)
+    boxes = x / x.abs().amax(2, keepdim=True)
+    balls = x / x.norm(dim=2, keepdim=True)
+    kind = torch.arange(n).view(-1, 1, 1) % 2 == 0
+    return torch.where(kind, 0.6 * boxes, balls) * (0.3 + 0.7 * torch.rand(n, 1, 3, generator=generator))
+
+
+def small_model(**arguments: object) -> PointNetWAE:
+    d = 8
+    defaults: dict[str, object] = {
+        "encoder": PointNetEncoder(d, (16, 32), (32,)),
+        "decoder": FullyConnectedDecoder(d, 128, (64,)),
+        "latent_dim": d,
+    }
+    return PointNetWAE(**{**defaults, **arguments})  # type: ignore[arg-type]
+
+
+def quiet_trainer(**flags: object) -> Trainer:
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", enable_model_summary=False, **{**defaults, **flags})  # type: ignore[arg-type]
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transforms", [{}, {"input_transform": True, "feature_transform": True}])
+def test_order_of_the_points_does_not_matter(transforms):
+    encoder = PointNetEncoder(16, **transforms).eval()
+    x = solids(3, 500)
+    code = encoder(x)
+    torch.testing.assert_close(encoder(x[:, torch.randperm(500)]), code, rtol=0, atol=1e-5)
+    repeated = torch.cat([x, x[:, :100]], 1)
+    torch.testing.assert_close(encoder(repeated), code, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("transforms", [{}, {"input_transform": True, "feature_transform": True}])
+def test_critical_points_give_the_gradient_of_all_points(transforms):
+    torch.manual_seed(0)
+    encoder = PointNetEncoder(4, (16, 32), (8,), **transforms)
+    x = solids(4, 200)
+
+    def gradients() -> list[Tensor]:
+        encoder.zero_grad()
+        encoder(x).square().sum().backward()
+        return [parameter.grad.clone() for parameter in encoder.parameters()]
+
+    by_critical_points = gradients()
+    for module in encoder.modules():
+        if hasattr(module, "outputs"):
+            module.outputs = 10_000  # more than points: no search
+    for found, expected in zip(by_critical_points, gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transforms_begin_as_the_identity_and_are_kept_orthogonal():
+    torch.testing.assert_close(TNet(3)(solids(2)), torch.eye(3).expand(2, 3, 3))
+    encoder = PointNetEncoder(4, (16, 32), feature_transform=True)
+    assert encoder.orthogonality() == 0
+    encoder(solids(2))
+    assert encoder.orthogonality() == 0
+    encoder.feature_transforms = 2 * torch.eye(16).expand(2, 16, 16)
+    assert encoder.orthogonality().item() == pytest.approx(0.5 * 16 * 9)
+
+
+def test_orthogonality_counts_in_training():
+    torch.manual_seed(0)
+    model = small_model(encoder=PointNetEncoder(8, (16, 32), feature_transform=True), orthogonality_weight=10.0)
+    with torch.no_grad():
+        model.encoder.feature_transform.output[-1].bias.mul_(2)
+    x = solids(4)
+    model.train()
+    (_, with_weight), model.orthogonality_weight = model._codes_and_cost(x), 0.0
+    _, without = model._codes_and_cost(x)
+    assert (with_weight - without).item() == pytest.approx(10 * 0.5 * 16 * 9, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        FullyConnectedDecoder(8, 100),
+        SeedDecoder(8, 100),
+        SeedDecoder(8, 100, seeds="fixed"),
+        FoldingDecoder(8, 100),
+        FoldingDecoder(8, 101, patches=4, folds=1),
+        FoldingDecoder(8, 100, spread="random"),
+    ],
+)
+def test_decoders_put_out_as_many_points_as_asked(decoder):
+    z = torch.randn(3, 8)
+    points = decoder(z)
+    assert points.shape in ((3, 100, 3), (3, 101, 3))
+    points.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters() if parameter.requires_grad)
+
+
+def test_pointwise_layers_equal_those_of_the_concatenation():
+    decoder = SeedDecoder(8, 20, hidden=(16, 12))
+    z = torch.randn(2, 8)
+    joined = torch.cat([z.unsqueeze(1).expand(-1, 20, -1), decoder.seeds.expand(2, -1, -1)], 2)
+    weight = torch.cat([decoder.mlp.of_set.weight, decoder.mlp.of_point.weight], 1)
+    expected = decoder.mlp.rest((joined @ weight.T + decoder.mlp.of_set.bias).relu())
+    torch.testing.assert_close(decoder(z), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 300))
+def test_sheet_covers_the_square_evenly(n):
+    sheet = FoldingDecoder(2, n)._sheet(n, 1, torch.zeros(1))[0]
+    assert sheet.shape == (n, 2)
+    assert sheet.abs().max() < 1
+    assert sheet.mean(0).abs().max() < 0.1 + 1 / math.sqrt(n)
+    assert len(torch.unique(sheet, dim=0)) == n
+
+
+def test_seeds_learn_or_stay_fixed():
+    assert SeedDecoder(8, 20).seeds.requires_grad
+    assert not SeedDecoder(8, 20, seeds="fixed").seeds.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PointNetEncoder(0), "latent_dim must be at least 1, got 0"),
+        (lambda: PointNetEncoder(8, channels=()), "channels must be at least 1"),
+        (lambda: PointNetEncoder(8, hidden=(0,)), "hidden must be at least 1"),
+        (lambda: FullyConnectedDecoder(8, 0), "num_points must be at least 1"),
+        (lambda: SeedDecoder(seeds="some"), "'learned' or 'fixed', got 'some'"),
+        (lambda: FoldingDecoder(spread="even"), "'grid' or 'random', got 'even'"),
+        (lambda: PointNetWAE(invariance=["colour"]), "rotation or scale, got colour"),
+        (lambda: PointNetWAE(up_axis="w"), "up_axis must be x, y or z, got 'w'"),
+        (lambda: PointNetWAE(orthogonality_weight=-1), "orthogonality_weight must be 0 or more"),
+        (lambda: PointCloudPictures(columns=1), "columns must be at least 2"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_classifier():
+    assert PointNetClassifier(5)(solids(3)).shape == (3, 5)
+
+
+# ---- the model -------------------------------------------------------------------------------------------------------
+
+
+def test_works_without_arguments():
+    model = PointNetWAE().eval()
+    assert model.latent_dim == 128
+    x = solids(2, 300)
+    assert model.encode(x).shape == (2, 128)
+    assert model(x).shape == model.sample(2).shape == (2, 2048, 3)
+    assert model.interpolate(x, x.flip(0), 3).shape == (3, 2, 2048, 3)
+
+
+@pytest.mark.parametrize("points", [256, 8192])
+def test_any_number_of_points_and_batches_of_one(points):
+    model = PointNetWAE(num_points=points, latent_dim=4).eval()
+    x = solids(1, points)
+    assert model(x).shape == (1, points, 3)
+    _, cost = model._codes_and_cost(x)
+    assert cost.isfinite()
+
+
+def test_code_does_not_depend_on_the_order_of_the_points():
+    model = small_model().eval()
+    x = solids(4)
+    torch.testing.assert_close(model.encode(x), model.encode(x[:, torch.randperm(128)]), rtol=0, atol=1e-5)
+
+
+def test_points_that_repeat_are_welcome():
+    model = small_model().train()
+    x = solids(4)[:, :32].repeat(1, 4, 1)
+    _, cost = model._codes_and_cost(x)
+    cost.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_bad_input_ends_in_one_sentence():
+    model = small_model()
+    x = solids(4)
+    with pytest.raises(ValueError, match=r"got \(B, 3, N\) = \(4, 3, 128\): transpose"):
+        model.encode(x.transpose(1, 2))
+    spoilt = x.clone()
+    spoilt[0, 0, 0] = float("nan")
+    trainer = quiet_trainer(max_epochs=1)
+    with pytest.raises(ValueError, match="must be finite"):
+        trainer.fit(model, DataLoader(spoilt, batch_size=4))
+    single = x.clone()
+    single[2] = 0.5
+    with pytest.raises(ValueError, match="point set 2 of the first batch has all points in one place"):
+        quiet_trainer(max_epochs=1).fit(small_model(), DataLoader(single, batch_size=4))
+
+
+def test_gaussian_noise_doubles_the_default_encoders_features():
+    model = PointNetWAE(noise=GaussianNoise(), latent_dim=6, num_points=64)
+    assert model.encode(solids(2)).shape == (2, 6)
+
+
+def test_encoder_standardises_before_the_noise():
+    encoder = PointNetEncoder(8, (16, 32), standardize=True)
+    model = small_model(encoder=encoder, noise=FixedNoise(0.6)).train()
+    z = model.encode(solids(256))
+    assert z.var(0).mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_upright_pose_undoes_turns():
+    x = solids(6) * torch.tensor([1.0, 1.0, 0.4]) + 0.1
+    x = torch.cat([x, x[:, :40] + torch.tensor([0.3, 0.0, 0.1])], 1)
+    angle = torch.rand(6) * 2 * math.pi
+    turn = torch.zeros(6, 3, 3)
+    turn[:, 1, 1] = 1
+    turn[:, 0, 0] = turn[:, 2, 2] = angle.cos()
+    turn[:, 0, 2] = angle.sin()
+    turn[:, 2, 0] = -angle.sin()
+    rotation = upright_pose(x)
+    torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(6, 3, 3))
+    assert (torch.linalg.det(rotation) > 0).all()
+    torch.testing.assert_close(x @ rotation, x @ turn @ upright_pose(x @ turn), rtol=0, atol=1e-4)
+
+    model = small_model(invariance=["rotation", "scale"]).eval()
+    torch.testing.assert_close(model.encode(x), model.encode(2.5 * x @ turn), rtol=0, atol=1e-3)
+    torch.testing.assert_close(2.5 * model(x) @ turn, model(2.5 * x @ turn), rtol=0, atol=1e-2)
+    plain = small_model().eval()
+    assert (plain.encode(x) - plain.encode(2.5 * x @ turn)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("up_axis", ["x", "y", "z"])
+def test_up_stays_up(up_axis):
+    axis = "xyz".index(up_axis)
+    x = solids(3)
+    torch.testing.assert_close((x @ upright_pose(x, up_axis))[:, :, axis], x[:, :, axis])
+
+
+def test_trains_with_each_kind_of_penalty():
+    data = DataLoader(solids(16), batch_size=8)
+    for penalty in (MMD(), Adversarial(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)))):
+        model = small_model(penalty=penalty)
+        before = model.encoder.points.mlp[0].weight.clone()
+        quiet_trainer(max_epochs=1).fit(model, data)
+        assert not torch.equal(before, model.encoder.points.mlp[0].weight)
+
+
+def test_row_wise_cost_gives_blobs_and_chamfer_gives_shapes():
+    """The report's result and its remedy: the same layers, the same steps, only the cost differs."""
+    train, test = solids(192), solids(64, seed=1)
+    found = {}
+    for name, cost in (("rows", SquaredError(1 / 128)), ("chamfer", None)):
+        torch.manual_seed(0)
+        model = small_model(cost=cost, penalty_weight=0.0, prior=Normal(8))
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        model.train()
+        for _ in range(60):
+            for batch in train[torch.randperm(192)].split(32):
+                # rows come in the order in which points were sampled: none
+                _, cost_value = model._codes_and_cost(batch[:, torch.randperm(128)])
+                optimizer.zero_grad()
+                cost_value.backward()
+                optimizer.step()
+        with torch.no_grad():
+            output = model.eval()(test)
+        found[name] = (
+            chamfer_distance(test, output).mean().item(),
+            (output - output.mean(1, keepdim=True)).square().sum(2).mean().sqrt().item(),
+        )
+    radius = test.square().sum(2).mean().sqrt().item()
+    assert found["rows"][1] < 0.5 * radius
+    assert found["chamfer"][1] > 0.8 * radius
+    assert found["chamfer"][0] < 0.2 * found["rows"][0]
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_figures_have_equal_axes_and_one_view():
+    figure = draw_point_sets([solids(3), solids(2, 50)], ["input", "output"])
+    boxes = figure.axes
+    assert len(boxes) == 5
+    for axes in boxes:
+        assert axes.get_xlim() == axes.get_ylim() == axes.get_zlim()
+        assert (axes.elev, axes.azim) == (boxes[0].elev, boxes[0].azim)
+
+
+def test_pictures_are_written(tmp_path):
+    data = DataLoader(solids(8), batch_size=4)
+    trainer = quiet_trainer(
+        max_epochs=1,
+        logger=TensorBoardLogger(tmp_path, name=None, version=""),
+        callbacks=[PointCloudPictures(columns=2, every_n_epochs=1)],
+    )
+    model = small_model()
+    trainer.fit(model, data, data)
+    trainer.test(model, data, verbose=False)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "samples.png",
+        "reconstructions.png",
+        "interpolations.png",
+    }
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = events.Tags()
+    assert "reconstructions" in tags["images"]
+    assert any("samples/turnable" in tag for tag in tags["tensors"])
