@@ -1,6 +1,7 @@
 """PointNet's networks and PointNetWAE."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
@@ -162,6 +163,8 @@ def test_seeds_learn_or_stay_fixed():
         (lambda: SeedDecoder(seeds="some"), "'learned' or 'fixed', got 'some'"),
         (lambda: FoldingDecoder(spread="even"), "'grid' or 'random', got 'even'"),
         (lambda: PointNetWAE(invariance=["colour"]), "rotation or scale, got colour"),
+        (lambda: PointNetWAE(coupling=1.5), "coupling must lie between 0 and 1"),
+        (lambda: PointNetWAE(coupling_weight=-1), "coupling_weight must be 0 or more"),
         (lambda: PointNetWAE(up_axis="w"), "up_axis must be x, y or z, got 'w'"),
         (lambda: PointNetWAE(orthogonality_weight=-1), "orthogonality_weight must be 0 or more"),
         (lambda: PointCloudPictures(columns=1), "columns must be at least 2"),
@@ -265,6 +268,46 @@ def test_up_stays_up(up_axis):
     axis = "xyz".index(up_axis)
     x = solids(3)
     torch.testing.assert_close((x @ upright_pose(x, up_axis))[:, :, axis], x[:, :, axis])
+
+
+def test_partners_are_the_least_distant_assignment_of_draws_from_the_prior():
+    model = small_model(coupling=0.5, coupled_codes=5)
+    z = torch.randn(5, 8)
+    state = torch.random.get_rng_state()
+    partners = model._prior_partners(z)
+    torch.random.set_rng_state(state)
+    draws = model.prior.sample(5)
+    least = min(
+        permutations(range(5)), key=lambda order: (z.double() - draws[list(order)].double()).square().sum().item()
+    )
+    assert torch.equal(partners, draws[list(least)])
+
+
+def test_partners_follow_the_prior_however_the_codes_lie():
+    model = small_model(coupling=0.5, coupled_codes=64)
+    partners = torch.cat([model._prior_partners(0.1 * torch.randn(16, 8) + 3) for _ in range(200)])
+    assert partners.mean(0).abs().max() < 0.1
+    torch.testing.assert_close(partners.T.cov(), torch.eye(8), rtol=0, atol=0.15)
+
+
+def test_coupling_counts_in_training_only():
+    torch.manual_seed(0)
+    model = small_model(coupling=1.0, coupling_weight=2.0)
+    x = solids(32)
+    model.train()
+    z, cost = model._codes_and_cost(x)
+    cost.backward()
+    assert z.shape == (32, 8)
+    model.coupling = 0.0
+    torch.manual_seed(1)
+    _, weighted = model._codes_and_cost(x)
+    model.coupling_weight = 0.0
+    _, plain = model._codes_and_cost(x)
+    assert weighted.item() > plain.item() + 0.1
+    model.eval()
+    state = torch.random.get_rng_state()
+    model._codes_and_cost(x)
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_trains_with_each_kind_of_penalty():

@@ -6,13 +6,9 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
-
-try:
-    from scipy.optimize import linear_sum_assignment
-    from scipy.spatial import cKDTree
-except ImportError:
-    linear_sum_assignment = cKDTree = None
 
 __all__ = [
     "AbsoluteError",
@@ -120,8 +116,8 @@ def _rows(points: Tensor, index: Tensor) -> Tensor:
 def nearest_neighbors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Finds the nearest point of ``b`` for each point of ``a``, and the reverse.
 
-    Exact. On the CPU k-d trees search if SciPy is installed; else distance matrices of a few clouds at a time, which
-    takes about ten times as long for 2048 points. Of equally near points any may be chosen.
+    Exact: by k-d trees on the CPU, by matrices of distances, a few clouds at a time, on other devices. Of equally near
+    points any may be chosen.
 
     Args:
         a: Point sets (B, N, 3).
@@ -130,23 +126,26 @@ def nearest_neighbors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Row numbers in ``b``, int64 (B, N), and row numbers in ``a``, int64 (B, M).
     """
-    if a.device.type == "cpu" and cKDTree is not None:
-        to_b, to_a = (torch.empty(points.shape[:2], dtype=torch.int64) for points in (a, b))
-        for i, (x, y) in enumerate(zip(a.numpy(), b.numpy(), strict=True)):
-            # unbalanced trees are quicker to build, and as exact
-            to_b[i] = torch.from_numpy(cKDTree(y, balanced_tree=False, compact_nodes=False).query(x)[1])
-            to_a[i] = torch.from_numpy(cKDTree(x, balanced_tree=False, compact_nodes=False).query(y)[1])
-        return to_b, to_a
+    return (_neighbors_by_trees if a.device.type == "cpu" else _neighbors_by_matrices)(a, b)
+
+
+def _neighbors_by_trees(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    to_b, to_a = (torch.empty(points.shape[:2], dtype=torch.int64) for points in (a, b))
+    for i, (x, y) in enumerate(zip(a.numpy(), b.numpy(), strict=True)):
+        # unbalanced trees are quicker to build, and as exact
+        to_b[i] = torch.from_numpy(cKDTree(y, balanced_tree=False, compact_nodes=False).query(x)[1])
+        to_a[i] = torch.from_numpy(cKDTree(x, balanced_tree=False, compact_nodes=False).query(y)[1])
+    return to_b, to_a
+
+
+def _neighbors_by_matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     found = []
     clouds_at_once = max(2**24 // (a.shape[1] * b.shape[1]), 1)
     for x, y in zip(torch.split(a, clouds_at_once), torch.split(b, clouds_at_once), strict=True):
         # by differences: |x|² - 2xy + |y|² would lose small distances to rounding, and to TF32 on a GPU
-        if a.device.type == "cpu":
-            distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-        else:
-            distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
-            for axis in (1, 2):
-                distances += (x[:, :, None, axis] - y[:, None, :, axis]).square_()
+        distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
+        for axis in (1, 2):
+            distances += (x[:, :, None, axis] - y[:, None, :, axis]).square_()
         found.append((distances.argmin(2), distances.argmin(1)))
     return torch.cat([to_b for to_b, _ in found]), torch.cat([to_a for _, to_a in found])
 
@@ -209,15 +208,12 @@ def earth_movers_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ValueError: If a shape is wrong or a coordinate is not finite.
-        ImportError: If SciPy is not installed.
 
     Example:
         >>> a = torch.rand(2, 10, 3)
         >>> earth_movers_distance(a, a.flip(1)) < 1e-6
         tensor([True, True])
     """
-    if linear_sum_assignment is None:
-        raise ImportError("the exact earth mover's distance needs SciPy: pip install scipy")
     check_point_sets(a, b)
     if a.shape != b.shape:
         raise ValueError(f"the earth mover's distance needs as many points on both sides, got {a.shape} and {b.shape}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from wae_lightning.base import WAE
@@ -64,6 +65,14 @@ class PointNetWAE(WAE):
         cost: c. None: the squared Chamfer distance.
         penalty_weight: λ.
         noise: How codes are drawn from the encoder's output. None: deterministic.
+        coupling: Share of each training batch, from 0 to 1, that is decoded from between its code and a draw from the
+            prior. No penalty makes the codes of a small training set fill the prior, and where no code lies the decoder
+            is not trained. So the latest codes are assigned to as many fresh draws from the prior by exact optimal
+            transport (least total squared distance); for this share of the batch, the decoder takes a point drawn
+            uniformly from the line between code and partner, and answers for the code's own point set. The partners
+            of all codes follow the prior.
+        coupling_weight: Weight of the mean squared distance per dimension between codes and partners in the loss.
+        coupled_codes: How many of the latest codes are assigned together, at least 1.
         orthogonality_weight: Weight of the encoder's departure from orthogonal feature transforms in the loss; without
             transforms it has no effect. PointNet's is 0.001.
         invariance: What the codes shall not depend on: ``rotation`` about the up axis, ``scale``, or both. Each set is
@@ -91,6 +100,9 @@ class PointNetWAE(WAE):
         cost: Cost | None = None,
         penalty_weight: float = 0.01,
         noise: EncoderNoise | None = None,
+        coupling: float = 0.0,
+        coupling_weight: float = 0.0,
+        coupled_codes: int = 512,
         orthogonality_weight: float = 0.001,
         invariance: list[Literal["rotation", "scale"]] | None = None,
         up_axis: Literal["x", "y", "z"] = "y",
@@ -98,8 +110,13 @@ class PointNetWAE(WAE):
         latent_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if not orthogonality_weight >= 0:
-            raise ValueError(f"orthogonality_weight must be 0 or more, got {orthogonality_weight}")
+        if not 0 <= coupling <= 1 or coupled_codes < 1:
+            raise ValueError(
+                f"coupling must lie between 0 and 1 and coupled_codes be at least 1, got {coupling} and {coupled_codes}"
+            )
+        for name, weight in (("coupling_weight", coupling_weight), ("orthogonality_weight", orthogonality_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {weight}")
         unknown = set(invariance or ()) - {"rotation", "scale"}
         if unknown:
             raise ValueError(f"invariance is of rotation or scale, got {', '.join(sorted(unknown))}")
@@ -117,6 +134,10 @@ class PointNetWAE(WAE):
             latent_dim=latent_dim,
             **kwargs,
         )
+        self.coupling = coupling
+        self.coupling_weight = coupling_weight
+        self.coupled_codes = coupled_codes
+        self._latest_codes: Tensor | None = None
         self.orthogonality_weight = orthogonality_weight
         self.invariance = tuple(invariance or ())
         self.up_axis: Literal["x", "y", "z"] = up_axis
@@ -161,7 +182,36 @@ class PointNetWAE(WAE):
             raise ValueError(f"point set {int(empty.int().argmax())} of the first batch has all points in one place")
 
     def _codes_and_cost(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, cost = super()._codes_and_cost(self._into_pose(x)[0] if self.invariance else x)
-        if self.training and isinstance(self.encoder, PointNetEncoder):
+        if self.invariance:
+            x = self._into_pose(x)[0]
+        if not self.training:
+            return super()._codes_and_cost(x)
+        if self.coupling == 0 and self.coupling_weight == 0:
+            z, cost = super()._codes_and_cost(x)
+        else:
+            several = self.penalty.codes_per_input
+            z = self._encode(x, noise=True, codes_per_input=several)
+            first = z[::several]
+            partner = self._prior_partners(first.detach())
+            chosen = torch.rand(len(x), 1, device=x.device) < self.coupling
+            way = torch.rand(len(x), 1, device=x.device) * chosen
+            reconstruction = self.decode(first + way * (partner - first.detach()))
+            with torch.autocast(x.device.type, enabled=False):
+                cost = self.cost(x.float(), reconstruction.float()).mean()
+                cost = cost + self.coupling_weight * (first.float() - partner).square().mean()
+            z = z.float()
+        if isinstance(self.encoder, PointNetEncoder):
             cost = cost + self.orthogonality_weight * self.encoder.orthogonality()
         return z, cost
+
+    @torch.no_grad()
+    def _prior_partners(self, z: Tensor) -> Tensor:
+        """Assigns a draw from the prior to each code (B, latent_dim), together with the latest codes."""
+        z = z.float()
+        past = z[:0] if self._latest_codes is None else self._latest_codes.to(z)
+        codes = torch.cat([z, past])[: max(self.coupled_codes, len(z))]
+        self._latest_codes = codes
+        draws = self._prior_like(codes)
+        distances = torch.cdist(codes, draws).square()
+        assigned = torch.from_numpy(linear_sum_assignment(distances.cpu().numpy())[1])
+        return draws[assigned[: len(z)].to(draws.device)]
