@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +40,22 @@ class BatchDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
+        self._remember_arguments()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         self.batch_size = batch_size
         self.num_workers = num_workers
+
+    def _remember_arguments(self) -> None:
+        """Keeps the subclass's arguments for the checkpoint, as plain data that loads with ``weights_only=True``."""
+        self.save_hyperparameters(logger=False, frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
+        for name, value in list(self.hparams.items()):
+            if isinstance(value, Path):
+                self.hparams[name] = str(value)
+            elif not isinstance(value, bool | int | float | str | list | tuple | dict | None):
+                del self.hparams[name]
 
     def train_dataloader(self) -> DataLoader[Any]:
         # A last batch of another size would change the scale of the penalty and, with one example, break batch norm.

@@ -44,7 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common exception for damaged files
-        raise UsageError(f"{path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0]})") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UsageError(f"{path}: not a checkpoint of Lightning: it holds no state_dict")
     return checkpoint

@@ -29,7 +29,7 @@ class UsageError(Exception):
 
 def nearest(word: str, known: list[str]) -> str:
     """Returns ``; did you mean ...?`` with the most similar of the known words, or nothing."""
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -49,6 +49,8 @@ def with_full_names(arguments: list[str]) -> tuple[list[str], str]:
     Returns:
         The new command line and the name of the last config on it.
     """
+    # Configs go first, wherever they stand: other flags change what they say.
+    configs: list[str] = []
     full: list[str] = []
     name = DEFAULT_CONFIG
     position = 0
@@ -63,14 +65,12 @@ def with_full_names(arguments: list[str]) -> tuple[list[str], str]:
                 position += 1
             path = config_file(value)
             name = path.stem if path.stem != "config" else path.resolve().parents[1].name
-            full.append(f"--config={path}")
+            configs.append(f"--config={path}")
         elif flag.removeprefix("--").split(".")[0] in TRAINER_FLAGS and flag.startswith("--"):
             full.append(f"--trainer.{flag[2:]}{equals}{value}")
         else:
             full.append(flag + equals + value)
-    if not any(argument.startswith("--config=") for argument in full):
-        full.insert(0, f"--config={config_file(DEFAULT_CONFIG)}")
-    return full, name
+    return [*(configs or [f"--config={config_file(DEFAULT_CONFIG)}"]), *full], name
 
 
 def checkpoint_to_resume(path: str, runs: Path) -> Path:
@@ -198,10 +198,9 @@ def known_flags() -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; mistakes of the user end in one line and exit status 2."""
     given: Any = sys.argv[1:] if arguments is None else arguments
-    # Lightning hints that in-memory data should get worker processes (it should not), and jsonargparse that Lightning
-    # calls a function by its old name
+    # Lightning hints that in-memory data should get worker processes (it should not), and uses an old name of torch's
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     sys.argv = sys.argv[:1]
     try:
         full, name = with_full_names(given)

@@ -56,7 +56,7 @@ class WAE(LightningModule):
 
     Args:
         encoder: Network (B, \*input) -> (B, d), or (B, 2d) with ``GaussianNoise``. None: ``ConvEncoder``.
-        decoder: Network (B, d) -> (B, \*input). None: ``ConvDecoder``.
+        decoder: Network (B, d) -> (B, \*input). None: ``ConvDecoder`` with ``last_stride=2``.
         prior: Distribution of the codes. None: N(0, I) in ``latent_dim`` dimensions.
         cost: c. None: 0.05 · squared error, as in the authors' code.
         penalty: D. None: the MMD with the inverse multiquadric kernel.
@@ -130,7 +130,7 @@ class WAE(LightningModule):
         d = self.prior.latent_dim
         self.noise = noise or EncoderNoise()
         self.encoder = encoder or ConvEncoder(image_shape, d * self.noise.features_per_dimension)
-        self.decoder = decoder or ConvDecoder(d, image_shape)
+        self.decoder = decoder or ConvDecoder(d, image_shape, last_stride=2)
         self.standardize = nn.BatchNorm1d(d, affine=False) if standardize_codes else None
         self.cost = cost or SquaredError(scale=0.05)
         self.penalty = penalty or MMD()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -142,19 +143,22 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """A linear layer, ReLU, then stride-2 transposed convolutions with batch norm and ReLU, then one of stride 1.
+    """A linear layer, ReLU, then transposed convolutions with batch norm and ReLU, then one more without.
 
     With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28
-    (kernel 4), 8·8·1024-512-256-128-3 for 64 x 64 (kernel 5), no batch norm after the linear layer. The output passes
-    through a sigmoid: it lies in [0, 1].
+    (kernel 4), 8·8·1024-512-256-128-3 for 64 x 64 (kernel 5), no batch norm after the linear layer, the last layer of
+    stride 1, all others of stride 2. The output passes through a sigmoid: it lies in [0, 1].
 
     Args:
         latent_dim: d, number of input features.
         image_shape: (channels, height, width) of the output, sizes from 16 to 256 (parts of images down to 7).
         width: Factor on all channel counts; 1.0 is the paper's, 1/8 suits two CPU cores.
         kernel_size: Side of the kernels, at least 2.
-        channels: Channels after the linear layer and after each transposed convolution of stride 2, at width 1.0. None:
-            1024, halved as often as the size must be doubled from about 8 on.
+        channels: Channels after the linear layer and after each transposed convolution but the last, at width 1.0.
+            None: as many as take the size from about 8 to that of the image, halving from 1024 (512 if
+            ``last_stride`` is 2).
+        last_stride: Stride of the last layer. 1: the authors'. 2: the last layer doubles the size, too, so that none
+            works on many channels at full size: about five times less arithmetic.
         init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
 
     Raises:
@@ -172,31 +176,31 @@ class ConvDecoder(nn.Module):
         width: float = 0.125,
         kernel_size: int = 4,
         channels: Sequence[int] | None = None,
+        last_stride: Literal[1, 2] = 1,
         init_std: float | None = None,
     ) -> None:
         super().__init__()
         out_channels, size = _check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
+        if last_stride not in (1, 2):
+            raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
         if channels is None:
             doublings = max(round(math.log2(max(size) / 8)), 1)
-            channels = [1024 // 2**i for i in range(doublings + 1)]
-        widths = _widened(channels, width)
-        sizes = [size]
-        for _ in widths[1:]:
+            channels = [1024 // last_stride // 2**i for i in range(doublings + 2 - last_stride)]
+        widths = [*_widened(channels, width), out_channels]
+        sizes = [size] if last_stride == 2 else [size, size]
+        while len(sizes) < len(widths):
             sizes.insert(0, _half(sizes[0]))
         self.start = (*sizes[0], widths[0])
         self.input = nn.Linear(latent_dim, math.prod(self.start))
         layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for i in range(len(widths) - 1):
-            layers.append(
-                nn.Sequential(
-                    _SameConvTranspose2d(widths[i], widths[i + 1], kernel_size, sizes[i], sizes[i + 1]),
-                    nn.BatchNorm2d(widths[i + 1]),
-                    nn.ReLU(inplace=True),
-                )
-            )
-        layers.append(_SameConvTranspose2d(widths[-1], out_channels, kernel_size, size, size))
+            convolution = _SameConvTranspose2d(widths[i], widths[i + 1], kernel_size, sizes[i], sizes[i + 1])
+            if i == len(widths) - 2:
+                layers.append(convolution)
+            else:
+                layers.append(nn.Sequential(convolution, nn.BatchNorm2d(widths[i + 1]), nn.ReLU(inplace=True)))
         self.convolutions = nn.Sequential(*layers)
         _initialize(self, init_std)
         self.to(memory_format=torch.channels_last)

@@ -1,0 +1,150 @@
+"""The convolutional networks: the paper's layers at width 1, TensorFlow's padding, any size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wae_lightning.networks import ConvDecoder, ConvEncoder
+from wae_lightning.networks.convolutional import _SameConv2d, _SameConvTranspose2d
+
+
+def shapes(network, x):
+    """Output shapes of the linear and convolutional layers, channels last, as the paper writes them."""
+    seen = []
+
+    def note(module, inputs, output):
+        seen.append(tuple(output.shape[1:]) if output.ndim == 2 else (*output.shape[2:], output.shape[1]))
+
+    for module in network.modules():
+        if isinstance(module, nn.Linear | _SameConv2d | _SameConvTranspose2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network.eval()(x)
+    return seen
+
+
+def count(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_width_1_is_the_papers_mnist_network_layer_by_layer(capsys):
+    encoder, decoder = ConvEncoder(width=1.0), ConvDecoder(width=1.0)
+    assert shapes(encoder, torch.rand(1, 1, 28, 28)) == [
+        (14, 14, 128), (7, 7, 256), (4, 4, 512), (2, 2, 1024), (8,),
+    ]  # fmt: skip
+    assert shapes(decoder, torch.randn(1, 8)) == [(7 * 7 * 1024,), (14, 14, 512), (28, 28, 256), (28, 28, 1)]
+    # weights and biases of 4 x 4 convolutions, of batch norms and of the linear layers
+    assert count(encoder) == sum(
+        16 * i * o + o + 2 * o for i, o in ((1, 128), (128, 256), (256, 512), (512, 1024))
+    ) + 4096 * 8 + 8  # fmt: skip
+    assert count(decoder) == 9 * 50176 + sum(16 * i * o + 3 * o for i, o in ((1024, 512), (512, 256))) + 16 * 256 + 1
+    with capsys.disabled():
+        print(f"\nMNIST at width 1: encoder {count(encoder):,}, decoder {count(decoder):,} weights")
+
+
+def test_width_1_is_the_papers_celeba_network_layer_by_layer(capsys):
+    shape = (3, 64, 64)
+    encoder = ConvEncoder(shape, latent_dim=64, width=1.0, kernel_size=5)
+    decoder = ConvDecoder(64, shape, width=1.0, kernel_size=5)
+    assert shapes(encoder, torch.rand(1, *shape)) == [
+        (32, 32, 128), (16, 16, 256), (8, 8, 512), (4, 4, 1024), (64,),
+    ]  # fmt: skip
+    assert shapes(decoder, torch.randn(1, 64)) == [
+        (8 * 8 * 1024,), (16, 16, 512), (32, 32, 256), (64, 64, 128), (64, 64, 3),
+    ]  # fmt: skip
+    assert count(encoder) + count(decoder) == pytest.approx(40e6, rel=0.1)
+    with capsys.disabled():
+        print(f"\nCelebA at width 1: encoder {count(encoder):,}, decoder {count(decoder):,} weights")
+
+
+def same_convolution(x, weight):
+    """TensorFlow's 'SAME' convolution of stride 2 by its definition, one image and one channel, in NumPy."""
+    k, size = len(weight), len(x)
+    out = math.ceil(size / 2)
+    before = max((out - 1) * 2 + k - size, 0) // 2
+    result = np.zeros((out, out))
+    for i in range(out):
+        for j in range(out):
+            for a in range(k):
+                for b in range(k):
+                    row, column = 2 * i + a - before, 2 * j + b - before
+                    if 0 <= row < size and 0 <= column < size:
+                        result[i, j] += x[row, column] * weight[a, b]
+    return result
+
+
+@pytest.mark.parametrize("kernel_size", [3, 4, 5])
+@pytest.mark.parametrize("size", [7, 8, 28])
+def test_padding_is_that_of_tensorflow(kernel_size, size):
+    convolution = _SameConv2d(1, 1, kernel_size, (size, size)).double()
+    nn.init.zeros_(convolution.bias)
+    x = torch.rand(1, 1, size, size, dtype=torch.float64)
+    expected = same_convolution(x[0, 0].numpy(), convolution.weight[0, 0].detach().numpy())
+    torch.testing.assert_close(convolution(x)[0, 0].detach(), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 4, 5])
+@pytest.mark.parametrize("size", [7, 8, 28])
+def test_the_transposed_convolution_is_the_transpose(kernel_size, size):
+    """<conv(x), y> = <x, transposed(y)> for all x and y, when both have the same weight."""
+    half = math.ceil(size / 2)
+    convolution = _SameConv2d(2, 3, kernel_size, (size, size)).double()
+    transposed = _SameConvTranspose2d(3, 2, kernel_size, (half, half), (size, size)).double()
+    nn.init.zeros_(convolution.bias)
+    nn.init.zeros_(transposed.bias)
+    transposed.weight.data = convolution.weight.data
+    x = torch.rand(1, 2, size, size, dtype=torch.float64)
+    y = torch.rand(1, 3, half, half, dtype=torch.float64)
+    torch.testing.assert_close((convolution(x) * y).sum(), (x * transposed(y)).sum())
+
+
+@pytest.mark.parametrize("last_stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [4, 5])
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 16), (1, 28, 28), (3, 33, 47), (2, 64, 64), (1, 14, 28), (4, 100, 99), (3, 256, 256), (1, 7, 28)]
+)
+def test_any_size_and_any_number_of_channels(shape, kernel_size, last_stride):
+    encoder = ConvEncoder(shape, 5, width=1 / 64, kernel_size=kernel_size)
+    decoder = ConvDecoder(5, shape, width=1 / 64, kernel_size=kernel_size, last_stride=last_stride)
+    y = decoder(encoder(torch.rand(2, *shape)))
+    assert y.shape == (2, *shape)
+    assert 0 <= y.min() <= y.max() <= 1
+
+
+def test_weights_lie_in_memory_with_the_channels_last():
+    for network in (ConvEncoder(), ConvDecoder()):
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_initial_weights_have_the_standard_deviation_asked_for():
+    network = ConvEncoder(width=0.5, init_std=0.01)
+    weight = network.convolutions[3][0].weight
+    # a normal distribution cut at two standard deviations has 0.88 of its standard deviation
+    assert weight.std().item() == pytest.approx(0.0088, rel=0.02)
+    assert weight.abs().max() <= 0.02
+    assert network.output.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not network.output.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConvEncoder((1, 0, 28)), r"image_shape must be .* got \(1, 0, 28\)"),
+        (lambda: ConvDecoder(8, (1, 28)), r"image_shape must be .* got \(1, 28\)"),
+        (lambda: ConvDecoder(8, (1, 28, 512)), r"sizes from 7 to 256 .* got \(1, 28, 512\)"),
+        (lambda: ConvEncoder(latent_dim=0), "latent_dim must be at least 1, got 0"),
+        (lambda: ConvDecoder(0), "latent_dim must be at least 1, got 0"),
+        (lambda: ConvEncoder(width=0), "width must be positive and finite, got 0"),
+        (lambda: ConvEncoder(channels=()), r"channels must be one or more positive numbers, got \(\)"),
+        (lambda: ConvDecoder(last_stride=3), "last_stride must be 1 or 2, got 3"),
+        (lambda: ConvEncoder(kernel_size=1), "kernel_size - 1 must be at least 1, got 0"),
+    ],
+)
+def test_impossible_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

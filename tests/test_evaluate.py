@@ -1,0 +1,147 @@
+"""The yardstick: the digit classifier, the Fréchet distance on its features, and evaluate.py."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from test_train import SHORT
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from datamodules import MNISTDataModule
+from experiments import evaluate, train
+from wae_lightning.metrics import DigitClassifier, DigitFeatures
+from wae_lightning.metrics.digit_classifier import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = MNISTDataModule()
+    data.setup("fit")
+    return data.test_set.images[:1000].float() / 255, data.test_set.labels[:1000]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        sys.argv, arguments = ["train.py"], sys.argv
+        train.main([*SHORT, "--max_epochs=1"])
+    finally:
+        os.chdir(before)
+        sys.argv = arguments
+    return folder / "runs" / "mnist_wae_mmd" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def test_the_classifier_knows_the_bundled_test_digits(digits):
+    assert WEIGHTS.stat().st_size < 1_000_000
+    images, labels = digits
+    assert (DigitClassifier.pretrained()(images).argmax(1) == labels).float().mean() > 0.985
+
+
+@pytest.mark.full_data
+def test_the_classifier_is_right_on_99_percent_of_the_mnist_test_set(full_data):
+    data = MNISTDataModule(full_data)
+    data.setup("fit")
+    classifier = DigitClassifier.pretrained()
+    predicted = torch.cat([classifier(part.float() / 255).argmax(1) for part in data.test_set.images.split(1000)])
+    assert (predicted == data.test_set.labels).float().mean() >= 0.99
+
+
+def test_the_classifier_refuses_other_images():
+    with pytest.raises(ValueError, match=r"images of shape \(B, 1, 28, 28\), got \(2, 3, 32, 32\)"):
+        DigitClassifier.pretrained()(torch.rand(2, 3, 32, 32))
+
+
+def frechet(x, y):
+    """The Fréchet distance between Gaussians fitted to two sets of features, in float64 with SciPy's matrix root."""
+    x, y = x.double().numpy(), y.double().numpy()
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(a @ b).real
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root)
+
+
+def test_the_distance_is_the_frechet_distance_of_the_features(digits):
+    images, _ = digits
+    blurred = torch.nn.functional.avg_pool2d(images[500:], 3, 1, 1)
+    distance = FrechetInceptionDistance(feature=DigitFeatures())
+    distance.update(images[:500], real=True)
+    distance.update(blurred, real=False)
+    features = DigitFeatures()
+    assert float(distance.compute()) == pytest.approx(frechet(features(images[:500]), features(blurred)), rel=1e-3)
+    distance.reset()
+    for real in (True, False):
+        distance.update(images[:500], real=real)
+    assert float(distance.compute()) == pytest.approx(0, abs=1e-3)
+
+
+def test_evaluate_writes_its_measures(checkpoint, tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    evaluate.main([str(checkpoint), "--num_samples", "1000", "--out", str(out)])
+    results = json.loads(out.read_text())
+    printed = capsys.readouterr().out
+    assert "fid_digits_1k" in printed
+    assert results["fid_digits_floor"] < results["fid_digits_1k"]
+    assert results["psnr"] == pytest.approx(-10 * np.log10(results["mse"]))
+    # the same seed gives the same samples
+    evaluate.main([str(checkpoint), "--num_samples", "1000", "--out", str(out)])
+    assert json.loads(out.read_text()) == results
+
+
+def test_mse_and_moments_agree_with_their_definitions(checkpoint, digits):
+    model, data = evaluate.load_model(checkpoint), evaluate.load_data(checkpoint, {})
+    results = evaluate.evaluate(model, data, num_samples=100)
+    images = data.test_set.images.float() / 255
+    with torch.no_grad():
+        z = model.encode(images)
+        assert results["mse"] == pytest.approx((model.decode(z) - images).square().mean().item(), rel=1e-4)
+    assert results["codes_largest_mean_error"] == pytest.approx(z.mean(0).abs().max().item(), abs=0.01)
+    assert results["codes_smallest_std_ratio"] == pytest.approx(z.std(0).min().item(), rel=0.01)
+    covariance = np.cov(z.double().numpy(), rowvar=False)
+    off_diagonal = np.abs(covariance[~np.eye(len(covariance), dtype=bool)]).mean()
+    assert results["codes_mean_absolute_covariance"] == pytest.approx(off_diagonal, rel=1e-4)
+
+
+def test_the_data_of_the_checkpoint_can_be_changed(checkpoint):
+    assert evaluate.load_data(checkpoint, {"val_fraction": "0.2"}).val_fraction == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (None, ["--num_samples", "1"], "--num_samples must be at least 2, got 1"),
+        (None, ["--data.rot=x"], "--data.rot: MNISTDataModule takes batch_size, "),
+        (None, ["--data.root=nowhere"], "nowhere/MNIST/raw: no such folder"),
+        (lambda b: b[:1000], [], "not a checkpoint, or a damaged one"),
+        (lambda b: b"", [], "not a checkpoint, or a damaged one"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(checkpoint, tmp_path, capsys, change, arguments, message):
+    path = checkpoint
+    if change:
+        path = tmp_path / "damaged.ckpt"
+        path.write_bytes(change(checkpoint.read_bytes()))
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(path), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path, capsys):
+    for content, message in (
+        ({"weights": 1}, "it holds no state_dict"),
+        ({"state_dict": {}, "hyper_parameters": {"_class_path": "os.system"}}, "found class os.system"),
+    ):
+        path = tmp_path / "foreign.ckpt"
+        torch.save(content, path)
+        with pytest.raises(SystemExit):
+            evaluate.main([str(path)])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([str(tmp_path / "missing.ckpt")])
+    assert "missing.ckpt: no such file" in capsys.readouterr().err

@@ -1,0 +1,215 @@
+"""MNISTDataModule: the IDX format, the bundled digits, and what happens to bad files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from pytorch_lightning import seed_everything
+
+from datamodules import MNISTDataModule
+from datamodules.mnist import read_idx
+
+
+def write_idx(path, array):
+    array = np.asarray(array, np.uint8)
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(struct.pack(">I", size) for size in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + array.tobytes())
+
+
+def write_set(root, folder="MNIST", stems=("train", "t10k"), counts=(50, 20)):
+    """A set of random digits in torchvision's layout."""
+    rng = np.random.default_rng(0)
+    for stem, count in zip(stems, counts, strict=True):
+        raw = root / folder / "raw"
+        write_idx(raw / f"{stem}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28)))
+        write_idx(raw / f"{stem}-labels-idx1-ubyte", rng.integers(0, 10, count))
+    return root
+
+
+def test_agrees_with_torchvision(tmp_path):
+    root = write_set(tmp_path)
+    data = MNISTDataModule(root, val_fraction=0.2)
+    data.setup("fit")
+    for ours, train in ((data.test_set, False), (data.train_set, True)):
+        theirs = torchvision.datasets.MNIST(root, train=train)
+        assert torch.equal(ours.images[:, 0], theirs.data)
+        assert torch.equal(ours.labels, theirs.targets)
+
+
+@pytest.mark.full_data
+def test_the_full_set_agrees_with_torchvision(full_data):
+    data = MNISTDataModule(full_data)
+    data.setup("fit")
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (54_000, 6_000, 10_000)
+    theirs = torchvision.datasets.MNIST(full_data, train=False)
+    assert torch.equal(data.test_set.images[:, 0], theirs.data)
+
+
+def test_the_bundled_digits_are_used_where_there_is_nothing_else(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    data = MNISTDataModule()
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "using the bundled sample of 10,000 training and 2,000 test digits" in caplog.text
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (9_000, 1_000, 2_000)
+    assert set(data.test_set.labels.tolist()) == set(range(10))
+
+
+def test_a_set_under_data_goes_before_the_bundled_digits(tmp_path, monkeypatch, caplog):
+    write_set(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    data = MNISTDataModule()
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "Using 50 training and 20 test images" in caplog.text
+    assert len(data.test_set) == 20
+
+
+@pytest.mark.full_data
+def test_the_bundled_digits_are_real_ones(full_data):
+    bundled, full = MNISTDataModule(), MNISTDataModule(full_data)
+    bundled.setup("fit")
+    full.setup("fit")
+    for part in ("train_set", "test_set"):
+        known = {image.numpy().tobytes() for image in getattr(full, part).images}
+        assert all(image.numpy().tobytes() in known for image in getattr(bundled, part).images)
+
+
+def test_training_and_validation_are_disjoint_and_fixed_by_the_seed(tmp_path):
+    root = write_set(tmp_path)
+
+    def rows(seed):
+        data = MNISTDataModule(root, split_seed=seed)
+        data.setup("fit")
+        return data.train_set.rows.tolist(), data.val_set.rows.tolist()
+
+    train, val = rows(0)
+    assert sorted(train + val) == list(range(50))
+    assert len(val) == 5
+    assert rows(0) == (train, val) != rows(1)
+
+
+def test_batches_are_floats_in_0_1_made_after_the_transfer(tmp_path):
+    data = MNISTDataModule(write_set(tmp_path), batch_size=8)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    assert batch[0].dtype == torch.uint8
+    images, labels = data.on_after_batch_transfer(batch, 0)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images * 255, data.val_set.images[data.val_set.rows[:8]].float())
+    assert labels.dtype == torch.int64
+
+
+def test_each_epoch_shows_all_images_in_another_order_which_the_seed_fixes(tmp_path):
+    data = MNISTDataModule(write_set(tmp_path), batch_size=9)
+    data.setup("fit")
+
+    def epochs():
+        seed_everything(1, verbose=False)
+        return [torch.cat([images for images, _ in data.train_dataloader()]) for _ in range(2)]
+
+    first, second = epochs()
+    assert not torch.equal(first, second)
+    everything = data.train_set.images[data.train_set.rows]
+    assert torch.equal(first.flatten(1).unique(dim=0), everything.flatten(1).unique(dim=0))
+    assert all(map(torch.equal, (first, second), epochs()))
+
+
+def test_worker_processes_give_the_same_batches(tmp_path):
+    root = write_set(tmp_path)
+    batches = []
+    for num_workers in (0, 2):
+        data = MNISTDataModule(root, batch_size=8, num_workers=num_workers)
+        data.setup("test")
+        batches.append(torch.cat([images for images, _ in data.test_dataloader()]))
+    assert torch.equal(*batches)
+
+
+@pytest.mark.parametrize(
+    ("variant", "folder", "stems"),
+    [
+        ("fashion", "FashionMNIST", ("train", "t10k")),
+        ("kmnist", "KMNIST", ("train", "t10k")),
+        ("emnist-letters", "EMNIST", ("emnist-letters-train", "emnist-letters-test")),
+    ],
+)
+def test_other_sets_in_the_same_format(tmp_path, variant, folder, stems):
+    data = MNISTDataModule(write_set(tmp_path, folder, stems), variant=variant)
+    data.setup("fit")
+    assert len(data.test_set) == 20
+
+
+def test_gzipped_files_are_read(tmp_path):
+    root = write_set(tmp_path)
+    plain = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    expected = read_idx(plain, 3)
+    packed = plain.with_name(plain.name + ".gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert torch.equal(read_idx(packed, 3), expected)
+    MNISTDataModule(root).setup("fit")
+    packed.write_bytes(packed.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz: not a complete gzip file"):
+        MNISTDataModule(root).setup("fit")
+
+
+def test_downloads_go_through_torchvision(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(torchvision.datasets, "EMNIST", lambda *a, **k: calls.append((a, k)))
+    MNISTDataModule(tmp_path, variant="kmnist", download=True).prepare_data()
+    MNISTDataModule(tmp_path, variant="emnist-digits", download=True).prepare_data()
+    MNISTDataModule(tmp_path).prepare_data()
+    assert calls == [((tmp_path,), {"download": True}), ((tmp_path,), {"split": "digits", "download": True})]
+
+
+def damage(root, part, change):
+    path = root / "MNIST" / "raw" / part
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("train-images-idx3-ubyte", lambda b: b[:-5], r"train-images-idx3-ubyte: .*50 x 28 x 28 = 39200.*found 39195.*truncated"),
+        ("train-images-idx3-ubyte", lambda b: b + b"x", "found 39201"),
+        ("train-images-idx3-ubyte", lambda b: b[:10], "10 bytes are fewer than the 16 of an IDX header"),
+        ("t10k-labels-idx1-ubyte", lambda b: b"\x89PNG" + b[4:], "expected the IDX magic number 00000801, found 89504e47"),
+        ("t10k-labels-idx1-ubyte", lambda b: b"", "found nothing"),
+        ("t10k-labels-idx1-ubyte", lambda b: b[:4] + struct.pack(">I", 19) + b[8:-1], "19 labels for the 20 images"),
+        (
+            "train-images-idx3-ubyte",
+            lambda b: b[:8] + struct.pack(">II", 56, 14) + b[16:],
+            "expected images of 28 x 28, found 56 x 14",
+        ),
+        ("train-images-idx3-ubyte", lambda b: b[:4] + b"\xff" * 12, "its header promises"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused_by_name(tmp_path, part, change, message):
+    root = write_set(tmp_path)
+    damage(root, part, change)
+    with pytest.raises(ValueError, match=message):
+        MNISTDataModule(root).setup("fit")
+
+
+def test_missing_files_and_bad_arguments_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder. Expected the IDX files of 'mnist' there"):
+        MNISTDataModule(tmp_path).setup("fit")
+    with pytest.raises(FileNotFoundError, match="Expected the IDX files of 'fashion'"):
+        MNISTDataModule(variant="fashion").setup("fit")
+    root = write_set(tmp_path)
+    (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match=r"t10k-labels-idx1-ubyte: no such file, and no .*\.gz beside it"):
+        MNISTDataModule(root).setup("fit")
+    with pytest.raises(ValueError, match="variant must be one of mnist, fashion, .* got 'cifar'"):
+        MNISTDataModule(variant="cifar")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        MNISTDataModule(batch_size=0)
+    with pytest.raises(ValueError, match="num_workers must be 0 or more, got -1"):
+        MNISTDataModule(num_workers=-1)
+    with pytest.raises(ValueError, match="val_fraction must leave both parts some"):
+        MNISTDataModule(val_fraction=1.0).setup("fit")

@@ -1,0 +1,183 @@
+"""The command line: what a run writes, how it resumes, and what it says of mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments import evaluate, train
+from wae_lightning import WAEMMD
+
+SCRIPT = Path(train.__file__)
+SHORT = ["--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1", "--enable_progress_bar=false"]
+SMALL = [
+    "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
+    "--model.decoder.width=0.02",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a short run of the default config, two epochs long."""
+    folder = tmp_path_factory.mktemp("run")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        train.main([*SHORT, "--max_epochs=2", "--log_every_n_steps=1"])
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "mnist_wae_mmd" / "version_0"
+
+
+def test_a_run_leaves_all_that_it_promises(run):
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name}
+    assert {"config.yaml", "metrics.json", "samples.png", "reconstructions.png", "checkpoints/last.ckpt"} <= files
+    assert any(re.fullmatch(r"checkpoints/best-.*\.ckpt", file) for file in files)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["config"], metrics["epochs"], metrics["steps"]) == ("mnist_wae_mmd", 2, 6)
+    assert metrics["test/cost"] > 0
+    assert torchvision.io.read_image(str(run / "samples.png")).shape[0] == 3
+
+
+def test_tensorboard_shows_scalars_and_pictures_of_each_epoch(run):
+    events = EventAccumulator(str(run)).Reload()
+    tags = events.Tags()
+    assert {"train/cost", "train/penalty", "val/cost", "val/penalty", "val/loss"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"samples", "reconstructions", "interpolations"}
+    assert [image.step for image in events.Images("samples")] == [0, 1]
+    assert len(events.Scalars("train/cost")) == 6
+
+
+def test_a_checkpoint_of_a_run_loads_without_other_arguments(run):
+    path = run / "checkpoints" / "last.ckpt"
+    model = WAEMMD.load_from_checkpoint(path, weights_only=True).eval()
+    again = evaluate.load_model(path)
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(model(x), again(x))
+
+
+def test_a_run_prints_its_results_and_where_they_are(empty_folder, capsys):
+    train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    printed = capsys.readouterr().out
+    assert re.search(r"test/cost +\d", printed)
+    assert "Written to runs/mnist_wae_mmd/version_0:" in printed
+    assert "samples.png" in printed
+
+
+def test_last_goes_on_in_the_folder_of_the_newest_run(empty_folder):
+    train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    train.main([*SHORT, *SMALL, "--max_epochs=3", "--ckpt_path=last"])
+    (folder,) = (empty_folder / "runs" / "mnist_wae_mmd").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 9
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 2
+
+
+def test_trainer_flags_work_with_and_without_their_prefix():
+    full, name = train.with_full_names(["--max_epochs", "3", "--trainer.accelerator=cpu", "--model.penalty_weight=2"])
+    assert full[0].endswith("mnist_wae_mmd.yaml")
+    assert full[1:] == ["--trainer.max_epochs", "3", "--trainer.accelerator=cpu", "--model.penalty_weight=2"]
+    assert name == "mnist_wae_mmd"
+
+
+def test_a_config_is_named_or_a_file(empty_folder):
+    file = empty_folder / "mine.yaml"
+    file.write_text((train.CONFIGS / "mnist_wae_mmd.yaml").read_text())
+    train.main([*SHORT, *SMALL, "--config", "mine.yaml", "--max_epochs=1"])
+    assert (empty_folder / "runs" / "mine" / "version_0" / "metrics.json").is_file()
+    # the config.yaml that a run has saved names that run
+    assert train.with_full_names(["--config=runs/mine/version_0/config.yaml"])[1] == "mine"
+
+
+@pytest.mark.parametrize("config", sorted(path.stem for path in train.CONFIGS.glob("*.yaml")))
+def test_every_config_can_be_built(config, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--config", config, "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].startswith("wae_lightning.")
+
+
+@pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
+def test_default_configs_run(config, empty_folder):
+    train.main(["--config", config, *SHORT, "--max_epochs=1"])
+    assert (empty_folder / "runs" / config / "version_0" / "samples.png").is_file()
+
+
+def test_help_is_for_people(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config" in text
+    assert "--trainer.max_epochs" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "mnist_wae_mdm"], "--config mnist_wae_mdm: neither a file nor .*; did you mean mnist_wae_mmd?"),
+        (["--config"], "--config needs the name of a config or a file"),
+        (["--max_epoch", "2"], "unknown flag --max_epoch; did you mean --max_epochs?"),
+        (["--trainer.acelerator=cpu"], "unknown flag --trainer.acelerator; did you mean --trainer.accelerator?"),
+        (["--model.penalty_wight=2"], "unknown flag --model.penalty_wight; did you mean --model.penalty_weight?"),
+        (["--data.bach_size=2"], "unknown flag --data.bach_size; did you mean --data.batch_size?"),
+        (["--max_epochs=x"], "--trainer.max_epochs: expected a <class 'int'>, got x"),
+        (["--model.latent_dim=0"], "latent_dim must be at least 1, got 0"),
+        (
+            ["--model.penalty=MMD", "--model.penalty.kernel=RBF", "--model.penalty.kernel.bandwidth=-2"],
+            "positive.*-2.0",
+        ),
+        (["--data.batch_size=1", "--max_epochs=1", *SHORT], "at least 2 codes of each kind, got 1 and 1"),
+        (["--data.root=nowhere"], "nowhere/MNIST/raw: no such folder. Expected the IDX files of 'mnist' there"),
+        (["--ckpt_path=last"], "there is no runs/mnist_wae_mmd/\\*/checkpoints/last.ckpt to go on from"),
+        (["--ckpt_path=missing.ckpt"], "--ckpt_path missing.ckpt: no such file"),
+        (["--model.penalty=Adversarial"], "WAEMMD takes a penalty without a critic, got Adversarial"),
+        (["--model.penalty=Unknown"], "Unknown"),
+        (
+            ["--config=mnist_wae_gan", "--model.penalty_weight=-1"],
+            "penalty_weight must be 0 or more and finite, got -1",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_sentence(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, lines[-1])
+    assert lines[-1].startswith("train.py: error: ")
+
+
+def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(empty_folder):
+    command = [sys.executable, str(SCRIPT), *SMALL, "--max_epochs=200", "--enable_progress_bar=false"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoints = empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "checkpoints"
+    deadline = time.monotonic() + 90
+    while not (checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in printed
+    epoch = torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"]
+    assert 0 <= epoch < 199
+    train.main([*SHORT, *SMALL, f"--max_epochs={epoch + 2}", "--ckpt_path=last"])
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == epoch + 1
