@@ -4,15 +4,16 @@ import json
 import os
 import sys
 
+import evaluate
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import train
 from test_train import SHORT
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from datamodules import MNISTDataModule
-from experiments import evaluate, train
 from wae_lightning.metrics import DigitClassifier, DigitFeatures
 from wae_lightning.metrics.digit_classifier import WEIGHTS
 

@@ -9,13 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import evaluate
 import pytest
 import torch
 import torchvision
+import train
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import evaluate, train
 from wae_lightning import WAEMMD
 
 SCRIPT = Path(train.__file__)
