@@ -1,0 +1,88 @@
+"""A picture of the codes against the prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+__all__ = ["CodePictures", "most_deviating_directions"]
+
+
+def most_deviating_directions(z: Tensor, z_prior: Tensor) -> Tensor:
+    """The two orthogonal directions in which second moments of codes and prior differ most.
+
+    They are the eigenvectors of E zzᵀ - E z'z'ᵀ, both about the prior's mean, with the largest absolute eigenvalues.
+
+    Args:
+        z: Codes (n, d), d at least 2.
+        z_prior: Draws from the prior (m, d).
+
+    Returns:
+        Orthonormal columns, (d, 2).
+    """
+    center = z_prior.mean(0)
+    z, z_prior = z - center, z_prior - center
+    values, vectors = torch.linalg.eigh(z.T @ z / len(z) - z_prior.T @ z_prior / len(z_prior))
+    return vectors[:, values.abs().argsort(descending=True)[:2]]
+
+
+class CodePictures(Callback):
+    """Draws validation codes over draws from the prior after each validation: to TensorBoard, as ``codes``.
+
+    The plane is spanned by the two directions in which the codes deviate most from the prior: if even there the two
+    clouds look alike, the codes are right. Codes take the color of their label, where batches have one.
+
+    Args:
+        count: How many codes and how many draws from the prior are shown, at least 2.
+
+    Raises:
+        ValueError: If ``count`` is less than 2.
+    """
+
+    def __init__(self, count: int = 1000) -> None:
+        if count < 2:
+            raise ValueError(f"count must be at least 2, got {count}")
+        self.count = count
+        self._codes: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Any:
+        """Draws codes (n, d) over draws from the prior (m, d): a matplotlib ``Figure``."""
+        from matplotlib.figure import Figure
+
+        directions = most_deviating_directions(z, z_prior)
+        figure = Figure(figsize=(5, 5), layout="tight")
+        axes = figure.subplots()
+        axes.scatter(*(z_prior @ directions).T.numpy(), s=4, color="lightgray", label="prior")
+        colors = {"c": labels.numpy(), "cmap": "tab10"} if labels is not None else {"color": "tab:blue"}
+        axes.scatter(*(z @ directions).T.numpy(), s=4, label="codes", **colors)
+        axes.set(aspect="equal", title="codes where they deviate most from the prior")
+        axes.legend(loc="upper right")
+        return figure
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0:
+            self._codes, self._labels = [], []
+        model: Any = pl_module
+        missing = self.count - sum(map(len, self._codes))
+        if missing > 0 and model.latent_dim > 1 and not trainer.sanity_checking:
+            x = batch[0] if isinstance(batch, list | tuple) else batch
+            self._codes.append(model.encode(x[:missing], noise=True).float().cpu())
+            if isinstance(batch, list | tuple) and batch[-1].ndim == 1:
+                self._labels.append(batch[-1][:missing].cpu())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not self._codes or not writers:
+            return
+        model: Any = pl_module
+        z_prior = model.prior.sample(self.count, torch.Generator().manual_seed(0))
+        labels = torch.cat(self._labels) if self._labels else None
+        for writer in writers:
+            writer.add_figure("codes", self.draw(torch.cat(self._codes), z_prior, labels), trainer.current_epoch)
