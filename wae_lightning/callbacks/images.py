@@ -18,8 +18,8 @@ class ImagePictures(Callback):
     """Draws samples, reconstructions and interpolations: to TensorBoard after each validation, to PNG after a test.
 
     The codes of the samples and the images that are reconstructed stay the same from epoch to epoch. After a test,
-    ``samples.png`` and ``reconstructions.png`` are written into the log folder. In ``reconstructions`` each image stands
-    above its reconstruction; in ``interpolations`` each row leads from one validation image to another.
+    ``samples.png`` and ``reconstructions.png`` are written into the log folder. In ``reconstructions`` each image
+    stands above its reconstruction; in ``interpolations`` each row leads from one validation image to another.
 
     Args:
         columns: Pictures in one row, at least 2; there are ``columns``² samples.
