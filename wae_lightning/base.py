@@ -187,10 +187,11 @@ class WAE(LightningModule):
         """
         return self._encode(x, self.training if noise is None else noise)
 
-    def _encode(self, x: Tensor, noise: bool, codes_per_input: int = 1) -> Tensor:
-        if self.training:
-            x = self.noise.on_input(x)
-        features = self.encoder(x)
+    def _features(self, x: Any) -> Tensor:
+        return self.encoder(self.noise.on_input(x) if self.training else x)  # type: ignore[no-any-return]
+
+    def _encode(self, x: Any, noise: bool, codes_per_input: int = 1) -> Tensor:
+        features = self._features(x)
         expected = self.latent_dim * self.noise.features_per_dimension
         if features.shape[1:] != (expected,):
             raise ValueError(
@@ -259,20 +260,20 @@ class WAE(LightningModule):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def _input(self, batch: Any) -> Tensor:
+    def _input(self, batch: Any) -> Any:
         x = batch[0] if isinstance(batch, list | tuple) else batch
         if not isinstance(x, Tensor):
             raise ValueError(f"a batch must be a tensor, or a tuple that begins with one, got {type(x).__name__}")
         return x.to(self.dtype) if x.is_floating_point() else x
 
-    def _check_range(self, x: Tensor) -> None:
+    def _check_range(self, x: Any) -> None:
         if not x.is_floating_point() or not x.min() >= 0 or not x.max() <= 1:
             raise ValueError(
                 f"the input must be floats in [0, 1], like the decoder's output; got {x.dtype} in "
                 f"[{x.min():.4g}, {x.max():.4g}]"
             )
 
-    def _codes_and_cost(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _codes_and_cost(self, x: Any) -> tuple[Tensor, Tensor]:
         """Returns codes in full precision, ``codes_per_input`` in a row for each input, and the mean cost."""
         several = self.penalty.codes_per_input
         z = self._encode(x, noise=True, codes_per_input=several)
@@ -516,7 +517,7 @@ class WAE(LightningModule):
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for batch in itertools.islice(batches, self.pretrain_steps):
             on_device = self.trainer.strategy.batch_to_device(batch, self.device, dataloader_idx=0)
-            z = self.encode(self._input(on_device), noise=True)
+            z, _ = self._codes_and_cost(self._input(on_device))
             loss = moment_mismatch(z, self._prior_like(z))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

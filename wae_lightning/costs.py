@@ -9,9 +9,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = [
     "AbsoluteError",
+    "BinaryCrossEntropy",
     "ChamferDistance",
     "Cost",
     "EarthMoversDistance",
@@ -78,6 +80,13 @@ class AbsoluteError(Cost):
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).abs().flatten(1).sum(1)
+
+
+class BinaryCrossEntropy(Cost):
+    """scale · -Σ [x log y + (1 - x) log(1 - y)], for values in [0, 1]; least at y = x, where it is not 0 for greys."""
+
+    def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
+        return F.binary_cross_entropy(reconstruction, target, reduction="none").flatten(1).sum(1)
 
 
 # ---- point sets: (B, N, 3), whose rows have no order -----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Measures of quality that torchmetrics lacks."""
 
+from wae_lightning.metrics.completion import CodeDependence, CompletionMetrics
 from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
 from wae_lightning.metrics.point_clouds import (
     ClassifierAgreement,
@@ -11,6 +12,8 @@ from wae_lightning.metrics.point_clouds import (
 
 __all__ = [
     "ClassifierAgreement",
+    "CodeDependence",
+    "CompletionMetrics",
     "DigitClassifier",
     "DigitFeatures",
     "LinearSVMAccuracy",

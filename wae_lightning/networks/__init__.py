@@ -1,5 +1,12 @@
 """Encoders, decoders and critics: plain ``nn.Module`` classes without Lightning."""
 
+from wae_lightning.networks.conditional import (
+    ConditionalConvDecoder,
+    ConditionalConvEncoder,
+    ConditionalMLPDecoder,
+    ConditionalMLPEncoder,
+    WhitenedPCA,
+)
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
 from wae_lightning.networks.critic import Critic
 from wae_lightning.networks.pointnet import (
@@ -12,6 +19,10 @@ from wae_lightning.networks.pointnet import (
 )
 
 __all__ = [
+    "ConditionalConvDecoder",
+    "ConditionalConvEncoder",
+    "ConditionalMLPDecoder",
+    "ConditionalMLPEncoder",
     "ConvDecoder",
     "ConvEncoder",
     "Critic",
@@ -21,4 +32,5 @@ __all__ = [
     "PointNetEncoder",
     "SeedDecoder",
     "TNet",
+    "WhitenedPCA",
 ]

@@ -1,0 +1,116 @@
+"""Pictures of what a conditional model makes of a part of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from wae_lightning.kernels import squared_distances
+
+__all__ = ["CompletionPictures", "most_ambiguous"]
+
+
+def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tensor:
+    """Finds the observed parts whose nearest others go with the most different hidden parts.
+
+    The score is the variance of the hidden parts of the ``neighbors`` nearest observed parts, over the mean squared
+    distance of these: an observed part that is merely unusual does not win.
+
+    Args:
+        x: Observed parts (B, *observed_shape).
+        y: Hidden parts (B, *target_shape).
+        count: How many to find.
+        neighbors: How many of the others are looked at.
+
+    Returns:
+        Indices of at most ``count`` of them, the most ambiguous first.
+    """
+    distances = squared_distances(x.flatten(1), x.flatten(1)).fill_diagonal_(torch.inf)
+    near = distances.topk(min(neighbors, len(x) - 1), largest=False)
+    variance = y.flatten(1)[near.indices].var(1, correction=0).sum(1)
+    # half a unit or so: equal observed parts must not divide by 0
+    return (variance / (near.values.mean(1) + near.values.mean() / 2)).topk(min(count, len(x))).indices
+
+
+class CompletionPictures(Callback):
+    """Draws completions: to TensorBoard after each validation, to ``completions.png`` in the log folder after a test.
+
+    Each row shows an observed part with the rest grey, the true image, and the image with ``columns`` completions of
+    the hidden part. The rows are the most ambiguous images among the first 500 (see :func:`most_ambiguous`), chosen by
+    the data alone, so that the pictures of two models show the same ones. The codes are the same from epoch to epoch.
+
+    Args:
+        rows: Number of rows, at least 1.
+        columns: Number of completions in each, at least 1.
+
+    Raises:
+        ValueError: If there would be nothing to draw.
+    """
+
+    def __init__(self, rows: int = 10, columns: int = 8) -> None:
+        if rows < 1 or columns < 1:
+            raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
+        self.rows = rows
+        self.columns = columns
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def draw(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
+        """Draws the grid.
+
+        Args:
+            model: A conditional WAE of images, in evaluation mode.
+            x: Observed parts (B, *observed_shape).
+            y: Hidden parts (B, *target_shape).
+
+        Returns:
+            A float image (3, height, width) in [0, 1].
+        """
+        chosen = most_ambiguous(x, y, self.rows)
+        x, y = x[chosen], y[chosen]
+        completions = model.complete(x, self.columns, generator=torch.Generator().manual_seed(0))
+        given = model.join(x, torch.full_like(y, 0.5))
+        truth = model.join(x, y)
+        completed = model.join(x.unsqueeze(1), completions)
+        shown = torch.cat([given.unsqueeze(1), truth.unsqueeze(1), completed], dim=1)
+        return torchvision.utils.make_grid(shown.flatten(0, 1).float(), nrow=self.columns + 2, pad_value=1)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._keep(batch, batch_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._keep(batch, batch_idx)
+
+    def _keep(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._pairs = []
+        if sum(len(x) for x, _ in self._pairs) < 500:
+            self._pairs.append((batch[0], batch[1]))
+
+    def _picture(self, model: Any) -> Tensor:
+        x, y = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        return self.draw(model, x, y)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not self._pairs or not writers:
+            return
+        picture = self._picture(pl_module)
+        for writer in writers:
+            writer.add_image("completions", picture, trainer.current_epoch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.log_dir is None or not self._pairs or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        torchvision.utils.save_image(self._picture(pl_module), folder / "completions.png")

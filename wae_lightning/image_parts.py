@@ -1,0 +1,104 @@
+"""The observed and the hidden part of an image: their shapes, and how they are put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["ImageParts", "Observed"]
+
+Observed = Literal["top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants"]
+_OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
+
+
+class ImageParts:
+    """Where the observed part of an image lies; the rest is the target.
+
+    The quadrants are those of the CVAE literature (K. Sohn et al., 2015): the first is bottom left, the second top
+    left, the third top right. A part that is no rectangle is a whole image with zeros where the other part is.
+
+    Args:
+        image_shape: (channels, height, width) of whole images.
+        observed: ``top``, ``bottom``, ``left``, ``right``, ``1_quadrant``, ``2_quadrants`` or ``3_quadrants``.
+        fraction: Share of the height (or width) that is observed, in (0, 1), rounded to pixels; with quadrants the
+            height and the width of the bottom left one.
+
+    Raises:
+        ValueError: If an argument is out of its range or one of the parts would be empty.
+
+    Example:
+        >>> ImageParts((1, 28, 28), "left", fraction=0.25).target_shape
+        (1, 28, 21)
+    """
+
+    def __init__(self, image_shape: Sequence[int], observed: Observed = "top", fraction: float = 0.5) -> None:
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+        if observed not in _OBSERVED:
+            raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
+        channels, height, width = image_shape
+        high, wide = (round(size * fraction) if 0 < fraction < 1 else 0 for size in (height, width))
+        if not (0 < high < height and 0 < wide < width):
+            raise ValueError(f"fraction leaves nothing of one part of a {height} x {width} image, got {fraction}")
+        self.image_shape = channels, height, width
+        rows = torch.arange(height).view(1, height, 1)
+        columns = torch.arange(width).view(1, 1, width)
+        anywhere = torch.zeros(1, height, width, dtype=torch.bool)
+        places = {
+            "top": rows < high,
+            "bottom": rows >= height - high,
+            "left": columns < wide,
+            "right": columns >= width - wide,
+            "1_quadrant": (rows >= height - high) & (columns < wide),
+            "2_quadrants": columns < wide,
+            "3_quadrants": (rows < height - high) | (columns < wide),
+        }
+        self.mask = anywhere | places[observed]
+        """Boolean (1, height, width): True where an image is observed, False where it is the target."""
+
+    @property
+    def observed_shape(self) -> tuple[int, int, int]:
+        """Shape of an observed part: (channels, height, width)."""
+        return self._shape(self.mask)
+
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        """Shape of a target: (channels, height, width)."""
+        return self._shape(~self.mask)
+
+    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Cuts images (..., C, H, W) into (observed, target)."""
+        return self._cut(images, self.mask), self._cut(images, ~self.mask)
+
+    def join(self, observed: Tensor, target: Tensor) -> Tensor:
+        """Puts the two parts together again: (..., *observed_shape), (..., *target_shape) -> (..., C, H, W).
+
+        The leading dimensions are broadcast. Pixels of the observed part are the same bits as before.
+        """
+        return torch.where(
+            self.mask.to(observed.device), self._placed(observed, self.mask), self._placed(target, ~self.mask)
+        )
+
+    def _shape(self, mask: Tensor) -> tuple[int, int, int]:
+        top, bottom, left, right = _box(mask)
+        return self.image_shape[0], bottom - top, right - left
+
+    def _cut(self, images: Tensor, mask: Tensor) -> Tensor:
+        top, bottom, left, right = _box(mask)
+        part = images[..., top:bottom, left:right]
+        return torch.where(mask[:, top:bottom, left:right].to(part.device), part, 0)
+
+    def _placed(self, part: Tensor, mask: Tensor) -> Tensor:
+        top, bottom, left, right = _box(mask)
+        _, height, width = self.image_shape
+        return F.pad(part, (left, width - right, top, height - bottom))
+
+
+def _box(mask: Tensor) -> tuple[int, int, int, int]:
+    """The smallest rectangle around the True entries: top, bottom, left, right."""
+    rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -1,0 +1,320 @@
+"""Measures of completions: how near the truth, how many different ones, how independent of what was given."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from wae_lightning.kernels import RBF
+from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
+
+__all__ = [
+    "CodeDependence",
+    "CompletionMetrics",
+    "binary_cross_entropy",
+    "entropy_of_labels",
+    "hsic",
+    "hsic_over_null",
+    "mean_pairwise_distance",
+    "negative_log_likelihood",
+    "r_squared",
+    "ranks_of_truth",
+]
+
+
+def binary_cross_entropy(target: Tensor, completions: Tensor) -> Tensor:
+    """Summed binary cross-entropy -Σ [x log y + (1 - x) log(1 - y)] in nats.
+
+    The target is taken as it is, grey (the protocol of Pyro's CVAE example): a perfect completion does not score 0.
+
+    Args:
+        target: (B, P) in [0, 1].
+        completions: (B, n, P) in [0, 1].
+
+    Returns:
+        Shape (B, n).
+    """
+    # log(y) is cut at -100, as PyTorch's own binary cross-entropy does
+    present, absent = completions.log().clamp_min(-100), (-completions).log1p().clamp_min(-100)
+    return -(present * target.unsqueeze(1) + absent * (1 - target).unsqueeze(1)).sum(2)
+
+
+def negative_log_likelihood(log_weights: Tensor) -> Tensor:
+    r"""Importance-weighted estimate :math:`-\log \frac{1}{K} \sum_k w_k` of the negative log-likelihood.
+
+    With weights p(y | x, z) at draws z from the prior it is the Monte-Carlo estimate, with p(y | x, z) p(z) / q(z | x,
+    y) at draws from the encoder the tighter one of Y. Burda et al., "Importance weighted autoencoders", ICLR 2016.
+
+    Args:
+        log_weights: (B, K).
+
+    Returns:
+        Shape (B,).
+    """
+    return math.log(log_weights.shape[1]) - log_weights.logsumexp(1)
+
+
+def entropy_of_labels(labels: Tensor, num_classes: int = 10) -> Tensor:
+    """Entropy in nats of how often each label occurs in each row: integers (B, n) -> (B,)."""
+    shares = F.one_hot(labels, num_classes).float().mean(1)
+    entropy: Tensor = torch.special.entr(shares).sum(1)
+    return entropy
+
+
+def mean_pairwise_distance(features: Tensor) -> Tensor:
+    """Mean Euclidean distance between two different rows: (..., n, F) -> (...), n at least 2.
+
+    Raises:
+        ValueError: If n is less than 2.
+    """
+    n = features.shape[-2]
+    if n < 2:
+        raise ValueError(f"a pairwise distance needs at least 2 completions, got {n}")
+    # by differences: equal completions must have the distance 0 exactly
+    distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.sum((-2, -1)) / (n * (n - 1))
+
+
+def ranks_of_truth(truth: Tensor, completions: Tensor) -> Tensor:
+    """How many of n completions lie below the truth, ties broken at random: (B, P), (B, n, P) -> integers (B, P).
+
+    If the truth is a draw from the same distribution as the completions, each rank from 0 to n is equally likely. T.
+    Hamill, "Interpretation of rank histograms for verifying ensemble forecasts", Monthly Weather Review 2001.
+    """
+    below = (completions < truth.unsqueeze(1)).sum(1)
+    equal = (completions == truth.unsqueeze(1)).sum(1)
+    return below + (torch.rand(below.shape, device=below.device) * (equal + 1)).long()
+
+
+def hsic(x: Tensor, z: Tensor) -> Tensor:
+    """Hilbert-Schmidt independence criterion tr(K H L H) / n² with Gaussian kernels of median bandwidth.
+
+    A. Gretton et al., "Measuring statistical dependence with Hilbert-Schmidt norms", ALT 2005.
+
+    Args:
+        x: (n, p).
+        z: (n, d).
+
+    Returns:
+        A scalar, 0 or more.
+    """
+    return (_centered_kernel(x) * _centered_kernel(z)).sum() / len(x) ** 2
+
+
+def hsic_over_null(x: Tensor, z: Tensor) -> Tensor:
+    """HSIC over its mean when the rows of ``z`` are permuted at random: about 1 if x and z are independent.
+
+    That mean is tr(HKH) tr(HLH) / (n² (n - 1)) exactly, so nothing is drawn. Under dependence the ratio grows like n:
+    compare only values for the same n.
+
+    Args:
+        x: (n, p).
+        z: (n, d).
+
+    Returns:
+        A scalar.
+    """
+    of_x, of_z = _centered_kernel(x), _centered_kernel(z)
+    return (of_x * of_z).sum() * (len(x) - 1) / (of_x.trace() * of_z.trace())
+
+
+def _centered_kernel(x: Tensor) -> Tensor:
+    k: Tensor = RBF()(x, x)
+    centered: Tensor = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+    return centered
+
+
+def r_squared(x: Tensor, z: Tensor) -> Tensor:
+    """Share of the variance of ``z`` (n, d) that a linear regression on ``x`` (n, p), with intercept, explains."""
+    x, z = x.double() - x.double().mean(0), z.double() - z.double().mean(0)
+    residual = z - x @ torch.linalg.pinv(x) @ z
+    return (1 - residual.square().sum() / z.square().sum()).float()
+
+
+class CodeDependence(Metric):
+    """How far codes depend on features of the observed part: ``hsic_over_null`` and ``r_squared``.
+
+    Args:
+        hsic_codes: HSIC is computed on the first so many codes: its cost is quadratic, and its ratio to the null grows
+            with them. R² takes all codes.
+    """
+
+    x: list[Tensor]
+    z: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, hsic_codes: int = 2000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hsic_codes = hsic_codes
+        self.add_state("x", default=[], dist_reduce_fx="cat")
+        self.add_state("z", default=[], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, z: Tensor) -> None:
+        """Adds features of observed parts (B, p) and the codes E(x, y) that go with them, (B, d)."""
+        self.x.append(features)
+        self.z.append(z)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the two measures by name."""
+        x, z = (torch.cat(list(state)) if isinstance(state, list) else state for state in (self.x, self.z))
+        n = self.hsic_codes
+        return {"hsic_over_null": hsic_over_null(x[:n], z[:n]), "r_squared": r_squared(x, z)}
+
+
+class CompletionMetrics(Metric):
+    """Everything that can be said of n completions of each image without asking the model how it made them.
+
+    Means over all images of, in the hidden part:
+
+    - ``psnr``, ``psnr_of_mean``, ``psnr_best``: peak signal-to-noise ratio of one completion, of the pixelwise mean of
+      the n, and of the best of them; ``ssim``, ``ssim_best``: structural similarity of the whole images.
+    - ``bce``, ``bce_best``: summed binary cross-entropy in nats.
+    - ``rank_error``: distance in total variation of the rank histogram from the flat one, in [0, 1), over 16 fixed
+      random projections of the hidden part: 0 if the truth looks like one more completion.
+    - ``diversity``: mean distance between two completions of one image over that between two real images of one class.
+
+    With a classifier:
+
+    - ``agreement``: share of completions that get the true label; ``label_entropy``: entropy in nats of the n labels.
+    - ``agreement_reference``, ``label_entropy_reference``, if ``label_probabilities`` are given: the same for labels
+      drawn from them. With p(label | observed part) a perfect model reaches these values: more agreement than that is
+      too little variety.
+    - ``fid``: Fréchet distance of one completion of each image from the real images, in the classifier's features. A
+      model without any diversity can score well on it: never quote it without ``diversity`` and ``label_entropy``.
+
+    Args:
+        mask: Boolean (1, height, width): True where the image is observed.
+        classifier: Classifier of digits; None for other images: diversity is then measured in pixels.
+    """
+
+    real_features: list[Tensor]
+    real_labels: list[Tensor]
+    ranks: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, mask: Tensor, classifier: DigitClassifier | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mask = mask
+        self.classifier = classifier
+        self.distance: nn.Module | None = None
+        if classifier is not None:
+            self.distance = FrechetInceptionDistance(feature=DigitFeatures())
+        self.add_state("count", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("real_features", default=[], dist_reduce_fx="cat")
+        self.add_state("real_labels", default=[], dist_reduce_fx="cat")
+        self.add_state("ranks", default=torch.empty(0), dist_reduce_fx="sum")
+        names = ["psnr", "psnr_of_mean", "psnr_best", "ssim", "ssim_best", "bce", "bce_best", "spread"]
+        if classifier is not None:
+            names += ["agreement", "label_entropy", "agreement_reference", "label_entropy_reference"]
+        self._known: set[str] = set()
+        for name in names:
+            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self, images: Tensor, completed: Tensor, labels: Tensor | None = None, label_probabilities: Tensor | None = None
+    ) -> None:
+        """Adds images and their completions.
+
+        Args:
+            images: True images (B, C, H, W) in [0, 1].
+            completed: Completed images (B, n, C, H, W), n at least 2.
+            labels: True labels (B,).
+            label_probabilities: p(label | observed part), (B, classes), of a calibrated classifier.
+
+        Raises:
+            ValueError: If the shapes do not fit together, or there is only one completion.
+        """
+        if completed.ndim != 5 or completed.shape[:1] + completed.shape[2:] != images.shape or completed.shape[1] < 2:
+            raise ValueError(
+                f"expected images (B, C, H, W) and n >= 2 completions of each, (B, n, C, H, W); got "
+                f"{tuple(images.shape)} and {tuple(completed.shape)}"
+            )
+        n = completed.shape[1]
+        hidden = ~self.mask[0].to(images.device)
+        y, ys = images[..., hidden].flatten(1), completed[..., hidden].flatten(2)
+        psnr = _psnr(ys, y.unsqueeze(1).expand_as(ys))
+        ssim = structural_similarity_index_measure(
+            completed.flatten(0, 1), images.repeat_interleave(n, 0), data_range=1.0, reduction="none"
+        )
+        assert isinstance(ssim, Tensor)
+        bce = binary_cross_entropy(y, ys)
+        values = {
+            "psnr": psnr.mean(1),
+            "psnr_of_mean": _psnr(ys.mean(1), y),
+            "psnr_best": psnr.amax(1),
+            "ssim": ssim.view(-1, n).mean(1),
+            "ssim_best": ssim.view(-1, n).amax(1),
+            "bce": bce.mean(1),
+            "bce_best": bce.amin(1),
+        }
+        if self.classifier is None:
+            features, real = ys, y
+        else:
+            features = self.classifier.features(completed.flatten(0, 1)).view(len(images), n, -1)
+            real = self.classifier.features(images)
+            predicted = self.classifier.output(features).argmax(2)
+            values["label_entropy"] = entropy_of_labels(predicted)
+            if labels is not None:
+                values["agreement"] = (predicted == labels.unsqueeze(1)).float().mean(1)
+                if label_probabilities is not None:
+                    values["agreement_reference"] = label_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+                    drawn = label_probabilities.multinomial(n, replacement=True)
+                    values["label_entropy_reference"] = entropy_of_labels(drawn)
+            assert self.distance is not None
+            self.distance.update(images, real=True)  # type: ignore[operator]
+            self.distance.update(completed[:, 0], real=False)  # type: ignore[operator]
+        values["spread"] = mean_pairwise_distance(features)
+        self._known.update(values)
+        for name, value in values.items():
+            getattr(self, name).add_(value.double().sum())
+        self.count += len(images)
+        self.real_features.append(real)
+        self.real_labels.append(labels if labels is not None else torch.zeros(len(images), dtype=torch.int64))
+        self._add_ranks(y, ys)
+
+    def _add_ranks(self, y: Tensor, ys: Tensor) -> None:
+        directions = torch.randn(y.shape[1], 16, generator=torch.Generator().manual_seed(0)).to(y)
+        ranks = ranks_of_truth(y @ directions, ys @ directions)
+        histogram = torch.bincount(ranks.flatten(), minlength=ys.shape[1] + 1).double()
+        self.ranks = histogram if self.ranks.numel() == 0 else self.ranks + histogram
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the measures by name; those of which nothing is known are left out."""
+        results = {name: (getattr(self, name) / self.count).float() for name in sorted(self._known)}
+        features, labels = (
+            torch.cat(list(state)) if isinstance(state, list) else state
+            for state in (self.real_features, self.real_labels)
+        )
+        # 500 of a class are 125,000 pairs, far more than the mean needs
+        classes = [features[labels == label][:500] for label in torch.unique(labels)]
+        real = [mean_pairwise_distance(of_class) for of_class in classes if len(of_class) > 1]
+        spread = results.pop("spread")
+        if real:
+            results["diversity"] = spread / torch.stack(real).mean()
+        shares = self.ranks / self.ranks.sum()
+        results["rank_error"] = (0.5 * (shares - 1 / len(shares)).abs().sum()).float()
+        if self.distance is not None:
+            results["fid"] = self.distance.compute()  # type: ignore[operator]
+        return results
+
+    def reset(self) -> None:
+        super().reset()
+        self._known = set()
+        if self.distance is not None:
+            self.distance.reset()  # type: ignore[operator]
+
+
+def _psnr(completions: Tensor, truth: Tensor) -> Tensor:
+    """Of each completion (..., P) by itself: (...)."""
+    values = peak_signal_noise_ratio(
+        completions.flatten(0, -2), truth.flatten(0, -2), data_range=1.0, reduction="none", dim=1
+    )
+    return values.view(completions.shape[:-1])
