@@ -17,7 +17,10 @@ __all__ = ["PointCloudPictures", "draw_point_sets"]
 
 
 def draw_point_sets(
-    rows: list[Tensor], names: list[str] | None = None, up_axis: Literal["x", "y", "z"] = "y", reach: float = 0.75
+    rows: list[Tensor],
+    names: list[str] | None = None,
+    up_axis: Literal["x", "y", "z"] = "y",
+    reach: float | None = None,
 ) -> Figure:
     """Draws point sets side by side, all from one viewpoint and with equal axes.
 
@@ -25,13 +28,14 @@ def draw_point_sets(
         rows: For each row of the figure point sets (K, N, 3); N may differ between rows.
         names: A name for each row.
         up_axis: The axis that is drawn upright.
-        reach: Half of the side of the cube that is shown around the origin.
+        reach: Half of the side of the cube that is shown around the origin. None: that of the first row.
 
     Returns:
         A figure of its own, unknown to pyplot: save it with ``figure.savefig(path)``.
     """
     from matplotlib.figure import Figure
 
+    reach = reach or float(rows[0].abs().max()) or 1.0
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(1.5 * columns + 0.2, 1.5 * len(rows)))
     figure.subplots_adjust(left=0.03, right=1, bottom=0, top=1, wspace=0, hspace=0)
