@@ -128,6 +128,9 @@ def evaluate(model: WAE, data: ImageDataModule, num_samples: int, seed: int = 0)
         count = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else str(num_samples)
         sizes = [BATCH] * (num_samples // BATCH) + [num_samples % BATCH] * (num_samples % BATCH > 0)
         results[f"fid_digits_{count}"] = fid(model.sample(n, generator) for n in sizes)
+        training_codes = [model.encode(images, noise=True) for images in training_images(data, num_samples)]
+        fitted = gaussian_fitted_to(torch.cat(training_codes))
+        results[f"fid_digits_{count}_gaussian_fitted_to_codes"] = fid(model.decode(fitted(n)) for n in sizes)
         results["fid_digits_reconstructions"] = fid(model(images) for images in test_images(data))
         results["fid_digits_floor"] = fid(training_images(data, num_samples))
     mean_squared_error = 10 ** (-float(psnr.compute()) / 10)
@@ -142,6 +145,12 @@ def training_images(data: ImageDataModule, count: int) -> Iterator[Tensor]:
         count -= len(images)
         if len(images):
             yield images
+
+
+def gaussian_fitted_to(z: Tensor) -> Callable[[int], Tensor]:
+    """A sampler of the normal distribution with the mean and the covariance of codes (n, d)."""
+    distribution = torch.distributions.MultivariateNormal(z.mean(0), z.T.cov())
+    return lambda n: distribution.sample((n,))
 
 
 def moments(z: Tensor, sample: Callable[[int], Tensor]) -> dict[str, float]:

@@ -137,9 +137,9 @@ class Train(LightningCLI):
 
     def train(self) -> None:
         """Fits and tests the model, and writes and prints the results."""
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run or self.trainer.log_dir is None:
             return
@@ -149,6 +149,7 @@ class Train(LightningCLI):
             "epochs": self.trainer.current_epoch,
             "steps": self.trainer.global_step,
             "fit_seconds": round(seconds, 1),
+            "fit_cpu_seconds": round(cpu_seconds, 1),
             **metrics,
         }
         (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -114,6 +114,12 @@ def test_any_size_and_any_number_of_channels(shape, kernel_size, last_stride):
     assert 0 <= y.min() <= y.max() <= 1
 
 
+def test_hidden_layers_lie_between_convolutions_and_code():
+    encoder, decoder = ConvEncoder(width=1 / 16, hidden=(30, 20)), ConvDecoder(width=1 / 16, hidden=(30, 20))
+    assert shapes(encoder, torch.rand(1, 1, 28, 28))[-3:] == [(30,), (20,), (8,)]
+    assert shapes(decoder, torch.randn(1, 8))[:3] == [(30,), (20,), (7 * 7 * 64,)]
+
+
 def test_weights_lie_in_memory_with_the_channels_last():
     for network in (ConvEncoder(), ConvDecoder()):
         for module in network.modules():
@@ -141,6 +147,7 @@ def test_initial_weights_have_the_standard_deviation_asked_for():
         (lambda: ConvDecoder(0), "latent_dim must be at least 1, got 0"),
         (lambda: ConvEncoder(width=0), "width must be positive and finite, got 0"),
         (lambda: ConvEncoder(channels=()), r"channels must be one or more positive numbers, got \(\)"),
+        (lambda: ConvDecoder(hidden=(8, 0)), "hidden must be at least 1, got 0"),
         (lambda: ConvDecoder(last_stride=3), "last_stride must be 1 or 2, got 3"),
         (lambda: ConvEncoder(kernel_size=1), "kernel_size - 1 must be at least 1, got 0"),
     ],

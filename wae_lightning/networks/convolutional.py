@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -73,6 +74,15 @@ def _positive_features(name: str, count: int) -> int:
     return count
 
 
+def _perceptron(sizes: Sequence[int], normalize: bool) -> nn.Sequential:
+    """Linear layers, each followed by batch norm, if asked for, and ReLU; empty for a single size."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        norm = [nn.BatchNorm1d(outputs)] if normalize else []
+        layers += [nn.Linear(inputs, outputs), *norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
 def _initialize(network: nn.Module, init_std: float | None) -> None:
     """Draws weights from N(0, init_std²), cut at two standard deviations in convolutions; biases become 0."""
     if init_std is None:
@@ -99,6 +109,8 @@ class ConvEncoder(nn.Module):
         width: Factor on all channel counts; 1.0 is the paper's, 1/8 suits two CPU cores.
         kernel_size: Side of the kernels, at least 2.
         channels: Output channels of each convolution at width 1.0; each halves the size.
+        hidden: Units of fully connected layers between the convolutions and the code, with batch norm and ReLU (the
+            paper has none). They cost little and help the codes to take the shape of the prior.
         init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
 
     Raises:
@@ -116,6 +128,7 @@ class ConvEncoder(nn.Module):
         width: float = 0.125,
         kernel_size: int = 4,
         channels: Sequence[int] = (128, 256, 512, 1024),
+        hidden: Sequence[int] = (),
         init_std: float | None = None,
     ) -> None:
         super().__init__()
@@ -133,13 +146,15 @@ class ConvEncoder(nn.Module):
             )
             in_channels, size = out_channels, _half(size)
         self.convolutions = nn.Sequential(*layers)
-        self.output = nn.Linear(in_channels * size[0] * size[1], latent_dim)
+        sizes = [in_channels * size[0] * size[1], *(_positive_features("hidden", units) for units in hidden)]
+        self.hidden = _perceptron(sizes, normalize=True)
+        self.output = nn.Linear(sizes[-1], latent_dim)
         _initialize(self, init_std)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, *image_shape) to features (B, latent_dim)."""
-        return self.output(self.convolutions(x).flatten(1))  # type: ignore[no-any-return]
+        return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
 class ConvDecoder(nn.Module):
@@ -157,6 +172,8 @@ class ConvDecoder(nn.Module):
         channels: Channels after the linear layer and after each transposed convolution but the last, at width 1.0.
             None: as many as take the size from about 8 to that of the image, halving from 1024 (512 if
             ``last_stride`` is 2).
+        hidden: Units of fully connected layers between the code and the linear layer, with ReLU (the paper has none).
+            They cost little and help to turn a prior without gaps into separate kinds of images.
         last_stride: Stride of the last layer. 1: the authors'. 2: the last layer doubles the size, too, so that none
             works on many channels at full size: about five times less arithmetic.
         init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
@@ -176,6 +193,7 @@ class ConvDecoder(nn.Module):
         width: float = 0.125,
         kernel_size: int = 4,
         channels: Sequence[int] | None = None,
+        hidden: Sequence[int] = (),
         last_stride: Literal[1, 2] = 1,
         init_std: float | None = None,
     ) -> None:
@@ -193,7 +211,9 @@ class ConvDecoder(nn.Module):
         while len(sizes) < len(widths):
             sizes.insert(0, _half(sizes[0]))
         self.start = (*sizes[0], widths[0])
-        self.input = nn.Linear(latent_dim, math.prod(self.start))
+        inputs = [latent_dim, *(_positive_features("hidden", units) for units in hidden)]
+        self.hidden = _perceptron(inputs, normalize=False)
+        self.input = nn.Linear(inputs[-1], math.prod(self.start))
         layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for i in range(len(widths) - 1):
             convolution = _SameConvTranspose2d(widths[i], widths[i + 1], kernel_size, sizes[i], sizes[i + 1])
@@ -208,5 +228,5 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1]."""
         # channels come last in memory, as the convolutions like it: a view, not a copy
-        start = self.input(z).unflatten(1, self.start).permute(0, 3, 1, 2)
+        start = self.input(self.hidden(z)).unflatten(1, self.start).permute(0, 3, 1, 2)
         return self.convolutions(start).sigmoid()  # type: ignore[no-any-return]
