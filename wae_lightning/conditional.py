@@ -65,7 +65,9 @@ class ConditionalWAE(WAE):
     <wae_lightning.metrics.CompletionMetrics>` on ten completions, those of :class:`CodeDependence
     <wae_lightning.metrics.CodeDependence>`, and on at most ``likelihood_images`` images in nats ``nll_prior`` (Monte
     Carlo over 100 codes from the prior) and, if q(z | x, y) has a density, ``nll`` (importance-weighted, 100 codes from
-    it) and ``negative_elbo``. Arguments that are not listed are those of :class:`~wae_lightning.base.WAE`.
+    it) and ``negative_elbo``. If the attribute ``label_net`` is set to a calibrated classifier of observed parts, (B,
+    \*observed_shape) -> logits, the agreement and the label entropy that it would reach stand beside. Arguments that
+    are not listed are those of :class:`~wae_lightning.base.WAE`.
 
     Args:
         encoder: Network (x, y) -> (B, d), or (B, 2d) with ``GaussianNoise``; of x alone in mode ``report``. None: two
@@ -151,6 +153,7 @@ class ConditionalWAE(WAE):
         self.parts = parts
         self.likelihood_images = likelihood_images
         self.features = (features or _principal_components(parts.observed_shape)).requires_grad_(False)
+        self.label_net: nn.Module | None = None
         self._use_penalty(penalty)
         self._completion_metrics: CompletionMetrics | None = None
         self._code_dependence: CodeDependence | None = None
@@ -430,7 +433,8 @@ class ConditionalWAE(WAE):
         assert self._completion_metrics is not None
         assert self._code_dependence is not None
         completed = self.join(x.unsqueeze(1), self.complete(x, 10))
-        self._completion_metrics.update(self.join(x, y), completed, labels)
+        probabilities = None if self.label_net is None else self.label_net(x).softmax(1)
+        self._completion_metrics.update(self.join(x, y), completed, labels, probabilities)
         if not isinstance(self.features, WhitenedPCA) or self.features.fitted:
             self._code_dependence.update(self.features(x), self.encode(x, y, noise=True))
         if batch_idx * len(x) < self.likelihood_images:

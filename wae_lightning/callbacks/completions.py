@@ -78,7 +78,8 @@ class CompletionPictures(Callback):
         truth = model.join(x, y)
         completed = model.join(x.unsqueeze(1), completions)
         shown = torch.cat([given.unsqueeze(1), truth.unsqueeze(1), completed], dim=1)
-        return torchvision.utils.make_grid(shown.flatten(0, 1).float(), nrow=self.columns + 2, pad_value=1)
+        grid: Tensor = torchvision.utils.make_grid(shown.flatten(0, 1).float(), nrow=self.columns + 2, pad_value=1)
+        return grid
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any

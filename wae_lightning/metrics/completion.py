@@ -13,7 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from wae_lightning.kernels import RBF
-from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
+from wae_lightning.metrics.digit_classifier import DigitClassifier
 
 __all__ = [
     "CodeDependence",
@@ -146,6 +146,7 @@ class CodeDependence(Metric):
             with them. R² takes all codes.
     """
 
+    names = ("hsic_over_null", "r_squared")
     x: list[Tensor]
     z: list[Tensor]
     full_state_update = False
@@ -166,6 +167,15 @@ class CodeDependence(Metric):
         x, z = (torch.cat(list(state)) if isinstance(state, list) else state for state in (self.x, self.z))
         n = self.hsic_codes
         return {"hsic_over_null": hsic_over_null(x[:n], z[:n]), "r_squared": r_squared(x, z)}
+
+
+class _Features(nn.Module):
+    """Lets torchmetrics compute a Fréchet distance of features that are known already."""
+
+    num_features = DigitClassifier.num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class CompletionMetrics(Metric):
@@ -206,7 +216,7 @@ class CompletionMetrics(Metric):
         self.classifier = classifier
         self.distance: nn.Module | None = None
         if classifier is not None:
-            self.distance = FrechetInceptionDistance(feature=DigitFeatures())
+            self.distance = FrechetInceptionDistance(feature=_Features())
         self.add_state("count", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_labels", default=[], dist_reduce_fx="cat")
@@ -269,8 +279,8 @@ class CompletionMetrics(Metric):
                     drawn = label_probabilities.multinomial(n, replacement=True)
                     values["label_entropy_reference"] = entropy_of_labels(drawn)
             assert self.distance is not None
-            self.distance.update(images, real=True)  # type: ignore[operator]
-            self.distance.update(completed[:, 0], real=False)  # type: ignore[operator]
+            self.distance.update(real, real=True)  # type: ignore[operator]
+            self.distance.update(features[:, 0], real=False)  # type: ignore[operator]
         values["spread"] = mean_pairwise_distance(features)
         self._known.update(values)
         for name, value in values.items():
@@ -317,4 +327,4 @@ def _psnr(completions: Tensor, truth: Tensor) -> Tensor:
     values = peak_signal_noise_ratio(
         completions.flatten(0, -2), truth.flatten(0, -2), data_range=1.0, reduction="none", dim=1
     )
-    return values.view(completions.shape[:-1])
+    return torch.reshape(values, completions.shape[:-1])

@@ -1,0 +1,226 @@
+"""Measures completions of digits: ``python experiments/completion_results.py --root DIR --observed top``.
+
+Trains the conditional WAE in its variants, and as references a regression decoder and a CVAE on the same networks, each
+for the same CPU time; measures all of them, and halves of the nearest training images ("donors"), on the test set; and
+adds each row to the JSON file as soon as it is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules import HalfImageDataModule
+from wae_lightning import ConditionalWAE
+from wae_lightning.adversarial import Adversarial
+from wae_lightning.callbacks import CompletionPictures
+from wae_lightning.costs import AbsoluteError
+from wae_lightning.joint_mmd import JointMMD
+from wae_lightning.kernels import squared_distances
+from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassifier
+from wae_lightning.networks import ConditionalMLPEncoder, Critic
+from wae_lightning.noise import EncoderNoise, GaussianNoise
+from wae_lightning.penalties import MMD, Penalty
+
+
+class NoPenalty(Penalty):
+    """0, for models whose loss is the cost alone."""
+
+    def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
+        return z.new_zeros(())
+
+
+class Regression(ConditionalWAE):
+    """G(x): one completion, trained on the cost alone. The decoder has the WAE's shape, its code is always 0."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(penalty=NoPenalty(), match="marginal", noise=EncoderNoise(), **arguments)
+
+    def _codes_and_cost(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y = pair
+        z = x.new_zeros(len(x), self.latent_dim)
+        return z, self.cost(y, self.decode(x, z)).mean()
+
+    def complete(self, x: Tensor, n: int = 1, z: Tensor | None = None, generator: Any = None) -> Tensor:
+        return super().complete(x, 1, z=x.new_zeros(1, self.latent_dim)).expand(-1, n, -1, -1, -1)
+
+
+class CVAE(ConditionalWAE):
+    """K. Sohn et al. (2015) with the prior N(0, I): minimises the negative evidence lower bound, times a scale.
+
+    Unlike in Pyro's example the decoder sees the observed part, not the code alone.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(penalty=NoPenalty(), match="marginal", noise=GaussianNoise(), **arguments)
+
+    def _codes_and_cost(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y = pair
+        mean, std = self.posterior(x, y)
+        divergence = 0.5 * (mean.square() + std.square() - 1).sum(1) - std.log().sum(1)
+        z = mean + std * torch.randn_like(mean)
+        return z, (self.cost(y, self.decode(x, z)) + self.cost.scale * divergence).mean()
+
+
+class CriticAndMMD(Adversarial):
+    """The critic's loss plus a multiple of the joint MMD."""
+
+    def __init__(self, mmd_weight: float) -> None:
+        super().__init__(Critic(24, width=256))
+        self.mmd_weight = mmd_weight
+        self.mmd = JointMMD()
+
+    def set_prior(self, prior: Any) -> None:
+        super().set_prior(prior)
+        self.mmd.set_prior(prior.prior)
+
+    def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
+        return super().forward(z, z_prior) + self.mmd_weight * self.mmd(z, z_prior)
+
+
+MODELS: dict[str, Any] = {
+    "report mode": functools.partial(ConditionalWAE, mode="report", penalty_weight=10.0),
+    "marginal MMD": functools.partial(ConditionalWAE, match="marginal", penalty_weight=10.0),
+    "joint MMD": lambda **arguments: ConditionalWAE(penalty=MMD(), penalty_weight=40.0, **arguments),
+    "joint critic": ConditionalWAE,
+    "joint critic and MMD": lambda **arguments: ConditionalWAE(penalty=CriticAndMMD(10.0), **arguments),
+    "joint critic, L1": lambda **arguments: ConditionalWAE(
+        cost=AbsoluteError(scale=0.05), penalty_weight=1.0, **arguments
+    ),
+    "regression": Regression,
+    "CVAE": CVAE,
+    "donors": None,
+}
+
+
+class LabelNet(nn.Module):
+    """Classifier of observed parts: the label that a perfect completion would get is a draw from its output."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.layers = ConditionalMLPEncoder([shape], 10, hidden=(512, 512))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(F.dropout(x, 0.2, self.training))  # type: ignore[no-any-return]
+
+    def fit(self, data: HalfImageDataModule, epochs: int) -> LabelNet:
+        """Trains with cross-entropy, then calibrates by a temperature found on the validation set."""
+        loader = data.train_dataloader()
+        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * len(loader))
+        for _ in range(epochs):
+            for batch in loader:
+                x, _, labels = data.on_after_batch_transfer(batch, 0)
+                loss = F.cross_entropy(self(x), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        self.eval().requires_grad_(False)
+        pairs = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+        logits, labels = torch.cat([self(x) for x, _, _ in pairs]), torch.cat([labels for _, _, labels in pairs])
+        scales = torch.linspace(0.5, 1.5, 101)
+        self.scale = min(scales, key=lambda scale: F.cross_entropy(scale * logits, labels).item())
+        last = self.layers.layers[-1]
+        last.weight *= self.scale
+        last.bias *= self.scale
+        return self
+
+
+def train(model: ConditionalWAE, data: HalfImageDataModule, seconds: float) -> int:
+    """Trains for about ``seconds`` of CPU time; returns the number of steps."""
+
+    def fit(steps: int) -> float:
+        trainer = pl.Trainer(
+            max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        start = time.process_time()
+        trainer.fit(model, data)
+        return time.process_time() - start
+
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    first = fit(20)
+    per_step = (fit(120) - fit(20)) / 100 if first else 0.0
+    model.load_state_dict(weights)
+    steps = max(int(seconds / per_step), 1)
+    fit(steps)
+    return steps
+
+
+def measure_donors(data: HalfImageDataModule, label_net: nn.Module) -> dict[str, float]:
+    """Completes each test image by the hidden parts of the ten training images with the nearest observed parts."""
+    metrics = CompletionMetrics(data.mask, DigitClassifier.pretrained())
+    pairs = [data.on_after_batch_transfer(batch, 0)[:2] for batch in data.train_dataloader()]
+    observed, hidden = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    for batch in data.test_dataloader():
+        x, y, labels = data.on_after_batch_transfer(batch, 0)
+        near = squared_distances(x.flatten(1), observed.flatten(1)).topk(10, largest=False).indices
+        # the nearest in a random place, since one of the ten stands for all in the Fréchet distance
+        near = near[:, torch.randperm(10)]
+        completed = data.join(x.unsqueeze(1), hidden[near])
+        metrics.update(data.join(x, y), completed, labels, label_net(x).softmax(1))
+    results = {name: float(value) for name, value in metrics.compute().items()}
+    return {name: value for name, value in results.items() if not name.startswith("bce")}
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder of MNIST; the bundled digits if left out")
+    parser.add_argument("--observed", default="top", help="observed part (top)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="CPU time of training for each model (120)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="rows of the table (all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("completions.json"), help="file to write (completions.json)")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    torch.set_num_threads(1)  # process time is then the time of one core
+
+    data = HalfImageDataModule(root=arguments.root, batch_size=200, observed=arguments.observed)
+    data.prepare_data()
+    data.setup("fit")
+    pl.seed_everything(arguments.seed)
+    label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
+    settings = {name: getattr(arguments, name) for name in ("observed", "seconds", "seed")}
+    table: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else settings
+    if table | settings != table:
+        raise SystemExit(f"{arguments.out} holds results for other settings than {settings}: name another file")
+    for name in arguments.models:
+        pl.seed_everything(arguments.seed)
+        if MODELS[name] is None:
+            table[name] = measure_donors(data, label_net)
+        else:
+            model = MODELS[name](
+                observed=arguments.observed,
+                optimizer=functools.partial(torch.optim.AdamW, lr=3e-3, betas=(0.5, 0.999)),
+                lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=3e-3, cycle_momentum=False),
+            )
+            steps = train(model, data, arguments.seconds)
+            model.label_net = label_net
+            pictures = CompletionPictures()
+            tester = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
+            (measured,) = tester.test(model, data, verbose=False)
+            table[name] = {"steps": steps} | {key.removeprefix("test/"): value for key, value in measured.items()}
+            if isinstance(model, Regression):
+                table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
+            x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+            picture = pictures.draw(model.eval(), x, y)
+            torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.png"))
+        print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
+        arguments.out.write_text(json.dumps(table, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

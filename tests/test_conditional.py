@@ -1,0 +1,545 @@
+"""The conditional WAE: what its parts see, its joint penalty, completions, test, pictures, and words on mistakes."""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import train
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules import HalfImageDataModule, MNISTDataModule
+from wae_lightning import ConditionalWAE
+from wae_lightning.adversarial import Adversarial
+from wae_lightning.callbacks import CompletionPictures
+from wae_lightning.callbacks.completions import most_ambiguous
+from wae_lightning.costs import BinaryCrossEntropy, SquaredError
+from wae_lightning.image_parts import ImageParts
+from wae_lightning.joint_mmd import JointMMD, joint_mmd
+from wae_lightning.kernels import RBF, InverseMultiquadric, Kernel
+from wae_lightning.networks import (
+    ConditionalConvDecoder,
+    ConditionalConvEncoder,
+    ConditionalMLPDecoder,
+    ConditionalMLPEncoder,
+    Critic,
+    WhitenedPCA,
+)
+from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, InputNoise
+from wae_lightning.penalties import MMD, mmd
+from wae_lightning.priors import Normal, Sphere
+
+OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
+SHORT = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1,
+    "limit_test_batches": 2,
+}  # fmt: skip
+
+
+def small(observed="top", fraction=0.5, shape=(1, 28, 28), mode="conditional", d=3, **arguments):
+    """A model with small perceptrons."""
+    parts = ImageParts(shape, observed, fraction)
+    report = mode == "report"
+    noise = arguments.setdefault("noise", EncoderNoise() if report else FixedNoise(0.35))
+    seen = [parts.observed_shape] if report else [parts.observed_shape, parts.target_shape]
+    return ConditionalWAE(
+        ConditionalMLPEncoder(seen, d * noise.features_per_dimension, hidden=(16,)),
+        ConditionalMLPDecoder(d, parts.target_shape, None if report else parts.observed_shape, hidden=(16,)),
+        latent_dim=d,
+        mode=mode,
+        observed=observed,
+        fraction=fraction,
+        image_shape=shape,
+        **arguments,
+    )
+
+
+def halves(observed="top", **arguments):
+    return HalfImageDataModule(MNISTDataModule(batch_size=40), observed, **arguments)
+
+
+def images(n=4, shape=(1, 28, 28)):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+
+
+# ---- parts of images ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observed", OBSERVED)
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.7])
+def test_parts_are_those_of_the_data_module(observed, fraction):
+    parts, data = ImageParts((1, 28, 28), observed, fraction), halves(observed, fraction=fraction)
+    assert (parts.observed_shape, parts.target_shape) == (data.observed_shape, data.target_shape)
+    assert torch.equal(parts.mask, data.mask)
+    whole = images()
+    for ours, theirs in zip(parts.split(whole), data.split(whole), strict=True):
+        assert torch.equal(ours, theirs)
+    x, y = parts.split(whole)
+    assert torch.equal(parts.join(x, y), whole)
+
+
+@pytest.mark.parametrize("observed", OBSERVED)
+@pytest.mark.parametrize(("fraction", "shape"), [(0.5, (1, 28, 28)), (0.25, (3, 16, 12))])
+def test_completions_leave_the_observed_pixels_untouched(observed, fraction, shape):
+    model = small(observed, fraction, shape).eval()
+    whole = images(3, shape)
+    x, y = model.parts.split(whole)
+    completions = model.complete(x, 4)
+    assert completions.shape == (3, 4, *model.parts.target_shape)
+    completed = model.join(x.unsqueeze(1), completions)
+    assert completed.shape == (3, 4, *shape)
+    seen = model.parts.mask.expand(shape)
+    assert torch.equal(completed[..., seen], whole.unsqueeze(1).expand_as(completed)[..., seen])
+    assert (completions.min() >= 0) & (completions.max() <= 1)
+    # where the target is no rectangle, nothing lies outside of it
+    assert torch.equal(model.parts.split(model.parts.join(x, completions[:, 0]))[1], completions[:, 0])
+    assert model(x, y).shape == y.shape
+
+
+# ---- what depends on what -------------------------------------------------------------------------------------------
+
+
+def test_code_and_observed_part_are_both_used():
+    model = small().eval()
+    x, _ = model.parts.split(images())
+    z = torch.randn(4, 3)
+    same_x = x[:1].expand_as(x)
+    assert not torch.allclose(model.decode(same_x, z), model.decode(same_x, z.flip(0)), atol=1e-3)
+    same_z = z[:1].expand_as(z)
+    assert not torch.allclose(model.decode(x, same_z), model.decode(x.flip(0), same_z), atol=1e-3)
+
+
+def test_the_encoder_sees_both_parts_but_in_report_mode_one():
+    x, y = ImageParts((1, 28, 28)).split(images())
+    conditional, report = small().eval(), small(mode="report").eval()
+    z = conditional.encode(x, y)
+    assert not torch.allclose(z, conditional.encode(x.flip(0), y))
+    assert not torch.allclose(z, conditional.encode(x, y.flip(0)))
+    assert torch.equal(report.encode(x, y), report.encode(x))
+
+
+def test_report_mode_is_the_report_s_model():
+    model = small(mode="report").eval()
+    x, y = model.parts.split(images())
+    assert (model.match, type(model.penalty)) == ("marginal", MMD)
+    assert torch.equal(model(x), model.decoder(model.encoder(x)))
+    completions = model.complete(x, 3)
+    assert torch.equal(completions, model(x).unsqueeze(1).expand(-1, 3, -1, -1, -1))
+    codes, _ = model._codes_and_cost((x, y))
+    assert codes.shape == (4, 3)
+
+
+def test_completions_of_given_codes():
+    model = small().eval()
+    x, _ = model.parts.split(images())
+    z = torch.randn(5, 3)
+    shared = model.complete(x, 5, z=z)
+    assert torch.equal(shared, model.complete(x, 5, z=z.expand(4, 5, 3)))
+    torch.testing.assert_close(shared[2, 3:4], model.decode(x[2:3], z[3:4]))
+    own = model.complete(x, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(own, model.complete(x, 5, generator=torch.Generator().manual_seed(1)))
+    assert own.flatten(2).unique(dim=1).shape[1] == 5
+
+
+@pytest.mark.parametrize("prior", [Normal(3), Sphere(3)])
+def test_interpolation_leads_from_one_completion_to_the_other(prior):
+    model = small(prior=prior).eval()
+    x, y = model.parts.split(images())
+    a, b = prior.sample(4), prior.sample(4)
+    line = model.interpolate(x, a, b, 5)
+    assert line.shape == (5, *y.shape)
+    torch.testing.assert_close(line[0], model.decode(x, a))
+    torch.testing.assert_close(line[-1], model.decode(x, b))
+    middle = prior.project((a + b) / 2)
+    torch.testing.assert_close(line[2], model.decode(x, middle))
+    torch.testing.assert_close(model.interpolate(x, y, y.flip(0), 3)[0], model(x, y))
+
+
+# ---- the penalty ----------------------------------------------------------------------------------------------------
+
+
+class Constant(Kernel):
+    def of_squared_distances(self, squared):
+        return torch.ones_like(squared)
+
+
+def double_loop(z, z_prior, features, bandwidth, feature_bandwidth):
+    def gauss(a, b, sigma):
+        return math.exp(-sum((p - q) ** 2 for p, q in zip(a.tolist(), b.tolist(), strict=True)) / (2 * sigma**2))
+
+    n, total = len(z), 0.0
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                of_codes = gauss(z[i], z[j], bandwidth) + gauss(z_prior[i], z_prior[j], bandwidth)
+                of_codes -= 2 * gauss(z[i], z_prior[j], bandwidth)
+                total += gauss(features[i], features[j], feature_bandwidth) * of_codes
+    return total / (n * (n - 1))
+
+
+def test_joint_mmd_equals_a_double_loop():
+    generator = torch.Generator().manual_seed(0)
+    z, z_prior, features = (torch.randn(13, d, generator=generator, dtype=torch.float64) for d in (3, 3, 2))
+    expected = double_loop(z, z_prior, features, 1.3, 0.7)
+    assert joint_mmd(z, z_prior, features, RBF(1.3), RBF(0.7)).item() == pytest.approx(expected, rel=1e-10)
+    penalty = JointMMD(RBF(1.3), RBF(0.7))
+    penalty.set_prior(Normal(3))
+    rows = penalty(torch.cat([z, features], 1), torch.cat([z_prior, features], 1))
+    assert rows.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_joint_mmd_with_a_constant_feature_kernel_is_the_marginal_mmd():
+    """Up to the diagonal of the cross term, which the joint estimate leaves out."""
+    z, z_prior = torch.randn(400, 3, dtype=torch.float64) + 0.5, torch.randn(400, 3, dtype=torch.float64)
+    kernel = InverseMultiquadric(c=6.0)
+    joint = joint_mmd(z, z_prior, torch.randn(400, 2, dtype=torch.float64), kernel, Constant())
+    across = kernel(z, z_prior)
+    correction = 2 * across.mean() - 2 * (across.sum() - across.trace()) / (400 * 399)
+    assert (mmd(z, z_prior, kernel) + correction).item() == pytest.approx(joint.item(), rel=1e-9)
+    assert joint.item() == pytest.approx(mmd(z, z_prior, kernel).item(), rel=0.05)
+
+
+def test_joint_mmd_sees_dependence_that_the_marginal_one_does_not():
+    features = torch.randn(500, 2)
+    independent, dependent = torch.randn(500, 2), features.clone()
+    z_prior = torch.randn(500, 2)
+    arguments = (features, InverseMultiquadric(c=4.0), RBF())
+    assert joint_mmd(dependent, z_prior, *arguments) > 20 * abs(joint_mmd(independent, z_prior, *arguments))
+    assert mmd(dependent, z_prior, InverseMultiquadric(c=4.0)) < 0.02
+
+
+def test_the_joint_mmd_is_unbiased():
+    values = [joint_mmd(*torch.randn(3, 8, 2, dtype=torch.float64), RBF(1.0), RBF(1.0)).item() for _ in range(3000)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(len(values))
+
+
+def test_an_mmd_becomes_joint_with_its_kernel():
+    kernel = InverseMultiquadric()
+    model = small(penalty=MMD(kernel))
+    assert isinstance(model.penalty, JointMMD)
+    assert model.penalty.kernel is kernel
+    assert kernel.c == Normal(3).expected_squared_distance
+
+
+@pytest.mark.parametrize("match", ["joint", "marginal"])
+def test_the_critic_sees_features_only_if_the_match_is_joint(match):
+    features = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(5))
+    critic = Critic(3 + 5 * (match == "joint"), width=8)
+    model = small(penalty=Adversarial(critic, log_prior=False), match=match, features=features)
+    x, y = model.parts.split(images())
+    rows, _ = model._codes_and_cost((x, y))
+    prior = model._prior_like(rows)
+    assert rows.shape == prior.shape == (4, 8 if match == "joint" else 3)
+    if match == "joint":
+        assert torch.equal(rows[:, 3:], features(x))
+        assert torch.equal(prior[:, 3:], features(x))
+
+
+def test_the_loss_is_cost_plus_weight_times_penalty():
+    model = small(noise=EncoderNoise(), penalty=MMD(), cost=SquaredError(0.05), penalty_weight=3.0)
+    model.features.fit(model.parts.split(images(100))[0])
+    x, y = model.parts.split(images(8))
+    logged = {}
+    model.log_dict = lambda values, **_: logged.update(values)
+    torch.manual_seed(0)
+    loss = model.training_step((x, y, torch.arange(8)), 1)
+    torch.manual_seed(0)
+    z = model.encoder(x, y)
+    cost = 0.05 * (y - model.decoder(x, z)).square().flatten(1).sum(1).mean()
+    penalty = joint_mmd(z, torch.randn(8, 3), model.features(x), model.penalty.kernel, RBF())
+    torch.testing.assert_close(loss, cost + 3.0 * penalty)
+    torch.testing.assert_close(logged["train/cost"], cost.detach())
+
+
+def test_binary_cross_entropy_is_that_of_torch():
+    x, y = torch.rand(2, 3, 1, 4, 5)
+    expected = [nn.functional.binary_cross_entropy(b, a, reduction="sum").item() for a, b in zip(x, y, strict=True)]
+    assert BinaryCrossEntropy(scale=0.5)(x, y).tolist() == pytest.approx([0.5 * value for value in expected])
+
+
+# ---- features and networks ------------------------------------------------------------------------------------------
+
+
+def test_whitened_principal_components_are_those_of_an_svd():
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((500, 12)) @ np.diag(np.linspace(3, 0.5, 12)) @ generator.standard_normal((12, 12))
+    features = WhitenedPCA(4, (3, 4))
+    state = torch.get_rng_state()
+    features.fit(torch.tensor(x.reshape(-1, 3, 4), dtype=torch.float32))
+    assert torch.equal(torch.get_rng_state(), state)
+    u, _, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    found = features(torch.tensor(x.reshape(-1, 3, 4), dtype=torch.float32)).numpy()
+    # the sign of a component is free
+    np.testing.assert_allclose(np.abs(found), np.abs(u[:, :4] * math.sqrt(499)), atol=2e-3)
+
+
+def test_components_without_variance_are_not_blown_up():
+    features = WhitenedPCA(3, (5,))
+    x = torch.zeros(50, 5)
+    x[:, 0] = torch.randn(50)
+    features.fit(x)
+    assert (features(x)[:, 1:] == 0).all()
+    assert features(x)[:, 0].std() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("observed", OBSERVED)
+def test_convolutional_networks_take_every_part(observed):
+    parts = ImageParts((3, 28, 28), observed)
+    encoder = ConditionalConvEncoder([parts.observed_shape, parts.target_shape], 6, width=1 / 64, hidden=8)
+    decoder = ConditionalConvDecoder(6, parts.target_shape, parts.observed_shape, width=1 / 64, hidden=8)
+    model = ConditionalWAE(encoder, decoder, latent_dim=6, image_shape=(3, 28, 28), observed=observed)
+    x, y = parts.split(images(2, (3, 28, 28)))
+    assert model.encode(x, y).shape == (2, 6)
+    assert model(x, y).shape == y.shape
+    alone = ConditionalConvDecoder(6, parts.target_shape, width=1 / 64)
+    assert alone(torch.randn(2, 6)).shape == y.shape
+
+
+# ---- likelihoods ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
+def test_importance_weights_against_the_densities_of_torch(noise):
+    model = small(noise=noise).eval()
+    x, y = model.parts.split(images())
+    torch.manual_seed(3)
+    weights = model.log_weights(x, y, 6)
+    torch.manual_seed(3)
+    mean, std = model.posterior(x, y)
+    q = torch.distributions.Normal(mean.unsqueeze(1), std.unsqueeze(1))
+    z = mean.unsqueeze(1) + std.unsqueeze(1) * torch.randn(4, 6, 3)
+    for k in range(6):
+        likelihood = -BinaryCrossEntropy()(y, model.decode(x, z[:, k]))
+        prior = torch.distributions.Normal(0, 1).log_prob(z[:, k]).sum(1)
+        torch.testing.assert_close(weights[:, k], likelihood + prior - q.log_prob(z).sum(2)[:, k], rtol=1e-4, atol=1e-3)
+
+
+def test_the_posterior_is_what_the_encoder_draws_from():
+    model = small(noise=FixedNoise(0.5)).eval()
+    x, y = (part[:1].expand(20_000, -1, -1, -1) for part in model.parts.split(images(1)))
+    mean, std = model.posterior(x[:1], y[:1])
+    z = model.encode(x, y, noise=True)
+    torch.testing.assert_close(z.mean(0), mean[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(z.std(0), std[0], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [EncoderNoise(), InputNoise()])
+def test_an_encoder_without_density_has_no_posterior(noise):
+    model = small(noise=noise).eval()
+    x, y = model.parts.split(images())
+    assert model.posterior(x, y) is None
+    assert model.log_weights(x, y, 5, prior=True).shape == (4, 5)
+    with pytest.raises(ValueError, match="has no density"):
+        model.log_weights(x, y, 5)
+
+
+# ---- under Lightning ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"penalty": MMD()},
+        {"penalty": MMD(), "match": "marginal"},
+        {"mode": "report"},
+        {"penalty": MMD(), "code_queue": 60},
+        {"penalty": MMD(), "pretrain_steps": 2},
+        {"observed": "1_quadrant"},
+    ],
+    ids=str,
+)
+def test_training_and_test(tmp_path, arguments):
+    model = small(likelihood_images=40, **arguments)
+    before = [parameter.detach().clone() for parameter in model.encoder.parameters()]
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    data = halves(arguments.get("observed", "top"))
+    trainer.fit(model, data)
+    assert not any(map(torch.equal, before, model.encoder.parameters()))
+    (results,) = trainer.test(model, data, verbose=False)
+    measured = {"psnr", "psnr_best", "bce_best", "ssim", "agreement", "label_entropy", "diversity", "fid", "rank_error"}
+    assert {f"test/{name}" for name in measured | {"hsic_over_null", "r_squared", "nll_prior", "cost"}} <= set(results)
+    assert all(math.isfinite(value) for value in results.values())
+    if arguments.get("mode") == "report":
+        assert results["test/diversity"] == 0
+        assert results["test/label_entropy"] == 0
+        assert results["test/psnr"] == pytest.approx(results["test/psnr_best"])
+        assert "test/nll" not in results
+    else:
+        assert results["test/nll"] <= results["test/negative_elbo"]
+        assert results["test/diversity"] > 0
+    codes, reconstructions = trainer.predict(model, DataLoader(TensorDataset(*model.parts.split(images())), 4))[0]
+    assert codes.shape == (4, 3)
+    assert reconstructions.shape == (4, *model.parts.target_shape)
+
+
+def test_a_label_net_stands_beside_the_model(tmp_path):
+    model = small(likelihood_images=0, match="marginal")
+    model.label_net = nn.Sequential(nn.Flatten(), nn.Linear(14 * 28, 10))
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    (results,) = trainer.test(model, halves(), verbose=False)
+    assert 0 < results["test/agreement_reference"] < 0.3
+    assert results["test/label_entropy_reference"] > 1
+    # the components were never fitted, so nothing can be said of them; nor of the likelihood
+    assert not {"test/r_squared", "test/nll_prior"} & set(results)
+
+
+def test_features_are_fitted_once_and_stay_in_the_checkpoint(tmp_path):
+    model = small(penalty=MMD())
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    trainer.fit(model, halves())
+    components = model.features.components.clone()
+    assert model.features.fitted
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = small(penalty=MMD())
+    again.load_state_dict(torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"])
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    trainer.fit(again, halves())
+    assert torch.equal(again.features.components, components)
+    assert not list(again.features.parameters())
+    assert not any("metrics" in name for name in again.state_dict())
+
+
+def test_code_follows_prior_and_forgets_the_observed_part():
+    """On images whose hidden part is a bit of the observed one and a bit of its own, training must separate the two."""
+    torch.manual_seed(0)
+    own, shared = torch.rand(2000, 1, 1, 1), torch.rand(2000, 1, 1, 1)
+    x, y = shared.expand(-1, 1, 2, 4), torch.cat([shared.expand(-1, 1, 2, 2), own.expand(-1, 1, 2, 2)], 3)
+    correlations = {}
+    for match in ("joint", "marginal"):
+        torch.manual_seed(0)
+        model = small(
+            shape=(1, 4, 4), d=1, noise=FixedNoise(0.2), penalty=MMD(), match=match, penalty_weight=5.0,
+            cost=SquaredError(1.0), optimizer=functools.partial(torch.optim.Adam, lr=1e-2),
+            features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)),
+        )  # fmt: skip
+        trainer = pl.Trainer(**SHORT | {"limit_train_batches": None, "max_epochs": 10})
+        trainer.fit(model, DataLoader(TensorDataset(x, y), 100, shuffle=True))
+        z = model.eval().encode(x, y)
+        pairs = torch.cat([z, own.view(-1, 1), shared.view(-1, 1)], 1).detach().T
+        correlations[match] = pairs.corrcoef()[0, 1:].abs()
+    assert correlations["joint"][0] > 0.9
+    assert correlations["joint"][1] < 0.15
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_the_ambiguous_parts_are_those_whose_neighbours_disagree():
+    x = torch.cat([torch.full((20, 1, 2, 2), 0.1), torch.full((20, 1, 2, 2), 0.9)]) + 0.01 * images(40, (1, 2, 2))
+    y = torch.zeros(40, 1, 2, 2)
+    y[20:] = images(20, (1, 1, 1)).round()
+    assert (most_ambiguous(x, y, 10) >= 20).all()
+
+
+def test_the_picture_shows_observed_part_truth_and_completions(tmp_path):
+    model = small().eval()
+    x, y = model.parts.split(images(12))
+    callback = CompletionPictures(rows=3, columns=4)
+    picture = callback.draw(model, x, y)
+    assert picture.shape == (3, 3 * 30 + 2, 6 * 30 + 2)
+    assert torch.equal(picture, callback.draw(model, x, y))
+    first = most_ambiguous(x, y, 3)[0]
+    assert torch.equal(picture[:1, 2:16, 2:30], x[first])
+    assert (picture[:, 16:30, 2:30] == 0.5).all()
+    assert torch.equal(picture[:1, 16:30, 32:60], y[first])
+    assert torch.equal(picture[:1, 2:16, 62:90], x[first])
+
+
+def test_the_config_trains_draws_and_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    flags = ["--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--max_epochs=1"]
+    fast = ["--model.likelihood_images=10", "--enable_progress_bar=false"]
+    train.main(["--config", "mnist_conditional", *flags, *fast])
+    run = tmp_path / "runs" / "mnist_conditional" / "version_0"
+    assert (run / "completions.png").exists()
+    model = ConditionalWAE.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert model.eval().complete(torch.rand(2, 1, 14, 28), 3).shape == (2, 3, 1, 14, 28)
+
+
+@pytest.mark.parametrize("name", ["mnist_conditional_report", "mnist_conditional_paper", "celeba_conditional"])
+def test_the_other_configs_build_models_that_fit_their_data(name):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ConditionalWAE, "model")
+    config = yaml.safe_load((Path(train.__file__).parent / "configs" / f"{name}.yaml").read_text())
+    model = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model.eval()
+    x, y = model.parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
+    assert model(x, y).shape == y.shape
+    assert model.mode == ("report" if "report" in name else "conditional")
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fraction": 0.0}, "fraction leaves nothing"),
+        ({"fraction": 1.0}, "fraction leaves nothing"),
+        ({"fraction": 0.01}, "fraction leaves nothing"),
+        ({"observed": "middle"}, "observed must be one of top, bottom"),
+        ({"image_shape": (28, 28)}, "image_shape must be"),
+        ({"mode": "seed"}, "mode must be conditional or report, got 'seed'"),
+        ({"match": "both"}, "match must be joint or marginal, got 'both'"),
+        ({"mode": "report", "match": "joint"}, "match must be marginal in mode report"),
+        ({"likelihood_images": -1}, "likelihood_images must be 0 or more"),
+        ({"penalty": Adversarial(Critic(8))}, "does not take codes of latent_dim 24"),
+    ],
+    ids=str,
+)
+def test_arguments_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ConditionalWAE(**arguments)
+
+
+def test_inputs_that_do_not_fit(tmp_path):
+    model = small().eval()
+    x, y = model.parts.split(images())
+    for call, message in (
+        (lambda: model.complete(x, 0), "n must be at least 1, got 0"),
+        (lambda: model.complete(images(), 2), r"observed part must be of shape \(B, 1, 14, 28\), got \(4, 1, 28, 28\)"),
+        (lambda: model.complete(x, 2, z=torch.randn(3, 3)), r"z must be \(2, 3\) or \(4, 2, 3\)"),
+        (lambda: model.encode(x), "encode needs the hidden part"),
+        (lambda: model.encode(x, y[..., 1:]), r"hidden part must be of shape \(B, 1, 14, 28\)"),
+        (lambda: model.decode(x), "decode needs the observed part and the code"),
+        (lambda: model.sample(3), r"use complete\(x, n\)"),
+        (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(4, 3), 1), "steps must be at least 2"),
+        (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(3, 3), 2), "must have one shape"),
+        (lambda: small(mode="report").complete(x, 2, z=torch.randn(2, 3)), "complete takes no z"),
+        (lambda: small(mode="report").interpolate(x, x, x, 2), "nothing to interpolate"),
+        (lambda: model.features(x), "has not seen data"),
+        (lambda: WhitenedPCA(0), "num_features must lie between 1 and"),
+        (lambda: WhitenedPCA(4, (5,)).fit(torch.rand(4, 5)), "need more than 4 inputs"),
+        (lambda: joint_mmd(*torch.randn(3, 1, 2), RBF(1.0), RBF(1.0)), "at least 2 codes, got 1"),
+        (lambda: joint_mmd(y[:, 0, 0], y[:3, 0, 0], y[:, 0, 0], RBF(1.0), RBF(1.0)), "got 4, 3 and 4"),
+        (lambda: ConditionalMLPEncoder([(1, 2, 2)], hidden=()), "hidden must be positive"),
+        (lambda: ConditionalMLPDecoder(0), "latent_dim must be positive"),
+        (lambda: CompletionPictures(columns=0), "rows and columns must be at least 1, got 10 and 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (MNISTDataModule(batch_size=20), r"needs batches \(observed part, hidden part, ...\)"),
+        (DataLoader(images(20), 10), r"needs batches \(observed part, hidden part, ...\)"),
+        (halves("left"), r"the observed part must be of shape \(B, 1, 14, 28\), got \(40, 1, 28, 14\)"),
+        (DataLoader(TensorDataset(images(20, (1, 14, 28)), images(20, (1, 7, 28))), 10), "the hidden part must be of"),
+        (DataLoader(TensorDataset(*2 * [2 * images(60, (1, 14, 28))]), 20), r"floats in \[0, 1\]"),
+    ],
+    ids=["labels", "tensors", "other half", "wrong target", "range"],
+)
+def test_data_that_does_not_fit(tmp_path, data, message):
+    with pytest.raises(ValueError, match=message):
+        pl.Trainer(default_root_dir=tmp_path, **SHORT).fit(small(), data)
