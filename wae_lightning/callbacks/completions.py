@@ -17,10 +17,10 @@ __all__ = ["CompletionPictures", "most_ambiguous"]
 
 
 def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tensor:
-    """Finds the observed parts whose nearest others go with the most different hidden parts.
+    """Finds the observed parts that tell the least of what is hidden.
 
-    The score is the variance of the hidden parts of the ``neighbors`` nearest observed parts, over the mean squared
-    distance of these: an observed part that is merely unusual does not win.
+    The score is the variance of the hidden parts of the ``neighbors`` nearest observed parts, over the squared norm of
+    the observed part itself: much may follow, and little was shown.
 
     Args:
         x: Observed parts (B, *observed_shape).
@@ -32,10 +32,10 @@ def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tens
         Indices of at most ``count`` of them, the most ambiguous first.
     """
     distances = squared_distances(x.flatten(1), x.flatten(1)).fill_diagonal_(torch.inf)
-    near = distances.topk(min(neighbors, len(x) - 1), largest=False)
-    variance = y.flatten(1)[near.indices].var(1, correction=0).sum(1)
-    # half a unit or so: equal observed parts must not divide by 0
-    return (variance / (near.values.mean(1) + near.values.mean() / 2)).topk(min(count, len(x))).indices
+    near = distances.topk(min(neighbors, len(x) - 1), largest=False).indices
+    variance = y.flatten(1)[near].var(1, correction=0).sum(1)
+    # one pixel's worth more, for an observed part that is all black
+    return (variance / (x.flatten(1).square().sum(1) + 1)).topk(min(count, len(x))).indices
 
 
 class CompletionPictures(Callback):
