@@ -25,7 +25,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from wae_lightning import WAE
-from wae_lightning.adversarial import Adversarial
+from wae_lightning.penalties.adversarial import Adversarial
 
 
 class EpochTimes(Callback):

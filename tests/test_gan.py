@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from datamodules import MNISTDataModule
 from wae_lightning import WAE, WAEGAN, WAEMMD
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.networks import Critic
 from wae_lightning.penalties import MMD
+from wae_lightning.penalties.adversarial import Adversarial
 from wae_lightning.priors import Normal, Sphere
 
 SGD = functools.partial(torch.optim.SGD, lr=0.5)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from wae_lightning import PointNetWAE
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.callbacks import PointCloudPictures, draw_point_sets
 from wae_lightning.costs import SquaredError, chamfer_distance
 from wae_lightning.networks import (
@@ -27,6 +26,7 @@ from wae_lightning.networks import (
 )
 from wae_lightning.noise import FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD
+from wae_lightning.penalties.adversarial import Adversarial
 from wae_lightning.pointnet import upright_pose
 from wae_lightning.priors import Normal
 

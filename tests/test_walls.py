@@ -39,9 +39,10 @@ def test_data_modules_know_no_model_and_no_experiment(path):
     "path",
     [
         *files("wae_lightning/networks/*.py"),
+        *files("wae_lightning/penalties/*.py"),
         *(
             parameter
-            for name in ("kernels", "penalties", "adversarial", "priors", "costs", "noise")
+            for name in ("kernels", "priors", "costs", "noise")
             for parameter in files(f"wae_lightning/{name}.py")
         ),
     ],

@@ -14,9 +14,9 @@ from test_base import perceptrons
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAE, WAEGAN, WAEMMD
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.networks import Critic
 from wae_lightning.penalties import MMD
+from wae_lightning.penalties.adversarial import Adversarial
 from wae_lightning.priors import Normal
 
 IMAGES = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ MODELS = {
 
 
 def fit(name, model, processes):
-    """Each update sees the whole data set, in one batch or two: the order in which samplers deal it out is no matter."""
+    """Each update sees the whole data set, in one batch or two, so that the order of the samplers does not matter."""
     accumulate = 2 if "accumulated" in name else 1
     trainer = pl.Trainer(
         accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_epochs=4, logger=False,

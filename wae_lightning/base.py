@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from wae_lightning.adversarial import Adversarial, LRSchedulerCallable, OptimizerCallable
 from wae_lightning.costs import Cost, SquaredError
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
+from wae_lightning.penalties.adversarial import Adversarial, LRSchedulerCallable, OptimizerCallable
 from wae_lightning.priors import Normal, Prior, Sphere
 
 __all__ = ["WAE"]
@@ -489,7 +489,8 @@ class WAE(LightningModule):
                 torch.cuda.set_rng_state(self._rng_state_cuda.cpu(), self.device)
             self._rng_state = None
             # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew
-            iter(self.trainer.fit_loop._data_fetcher)  # type: ignore[call-overload]
+            fetcher: Any = self.trainer.fit_loop._data_fetcher
+            iter(fetcher)
         if self.global_rank > 0:
             # every process draws its own noise and its own codes from the prior
             torch.manual_seed(int(torch.randint(2**31, ())) + self.global_rank)

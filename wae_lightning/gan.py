@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from wae_lightning.adversarial import Adversarial, OptimizerCallable
 from wae_lightning.base import WAE
 from wae_lightning.penalties import Penalty
+from wae_lightning.penalties.adversarial import Adversarial, OptimizerCallable
 
 __all__ = ["WAEGAN"]
 

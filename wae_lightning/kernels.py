@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RBF", "InverseMultiquadric", "Kernel", "median_bandwidth", "squared_distances"]
+__all__ = [
+    "RBF",
+    "InverseMultiquadric",
+    "Kernel",
+    "Laplacian",
+    "NegativeDistance",
+    "distances",
+    "median_bandwidth",
+    "squared_distances",
+]
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -39,6 +49,12 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.addmm(x_norms + y_norms.T, x, y.T, alpha=-2).clamp_min(0)
 
 
+def distances(squared: Tensor) -> Tensor:
+    """Takes the root of squared distances (any shape), with gradient 0, not infinity, where two points coincide."""
+    # the clamp passes no gradient below its bound, and just above it the root's derivative is still finite
+    return squared.clamp_min(torch.finfo(squared.dtype).tiny).sqrt()
+
+
 def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
     """The median heuristic: the median distance between two different points of the pooled sample.
 
@@ -50,14 +66,19 @@ def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         A scalar without gradient, at least 1e-6 so that a kernel of that bandwidth exists even if all points coincide.
+
+    Raises:
+        ValueError: If there are no two points.
     """
     pooled = (x if x is y else torch.cat([x, y])).detach()
+    if len(pooled) < 2:
+        raise ValueError("the median heuristic needs at least 2 points")
     row, column = torch.triu_indices(len(pooled), len(pooled), offset=1, device=pooled.device)
     return squared_distances(pooled, pooled)[row, column].median().sqrt().clamp_min(1e-6)
 
 
 class Kernel(nn.Module, ABC):
-    """A positive definite kernel that depends on the distance of two codes only."""
+    """A positive definite kernel that depends on the distance of two codes only (conditionally definite is enough)."""
 
     @abstractmethod
     def of_squared_distances(self, squared: Tensor) -> Tensor:
@@ -75,47 +96,89 @@ class Kernel(nn.Module, ABC):
         """Tells the kernel the scale of the prior; the model calls this once, when it is built."""
 
 
-class RBF(Kernel):
+class _KernelWithBandwidth(Kernel):
+    """A kernel of distance / bandwidth; a bandwidth that is a tensor does not wait for the device."""
+
+    def __init__(self, bandwidth: float | None = None) -> None:
+        super().__init__()
+        if bandwidth is not None and not (bandwidth > 0 and math.isfinite(bandwidth)):
+            raise ValueError(
+                f"bandwidth of the {type(self).__name__} kernel must be positive and finite (or None for the median), "
+                f"got {bandwidth}"
+            )
+        self.bandwidth: float | Tensor | None = bandwidth
+
+    @abstractmethod
+    def _with_bandwidth(self, squared: Tensor, bandwidth: float | Tensor) -> Tensor: ...
+
+    def of_squared_distances(self, squared: Tensor) -> Tensor:
+        if self.bandwidth is None:
+            name = type(self).__name__
+            raise ValueError(f"{name}(bandwidth=None) depends on the samples: call kernel(x, y) or kernel.fitted(x, y)")
+        return self._with_bandwidth(squared, self.bandwidth)
+
+    def fitted(self, x: Tensor, y: Tensor) -> Kernel:
+        if self.bandwidth is not None:
+            return self
+        kernel = type(self)()
+        kernel.bandwidth = median_bandwidth(x, y)
+        return kernel
+
+    def extra_repr(self) -> str:
+        return f"bandwidth={self.bandwidth}"
+
+
+class RBF(_KernelWithBandwidth):
     r"""Gaussian kernel :math:`\exp(-\|x - y\|^2 / 2\sigma^2)`.
 
     Args:
         bandwidth: σ, positive; None chooses it anew for each pair of samples by :func:`median_bandwidth`.
 
     Raises:
-        ValueError: If ``bandwidth`` is not positive.
+        ValueError: If ``bandwidth`` is not positive and finite.
 
     Example:
         >>> RBF(bandwidth=1.0)(torch.zeros(1, 2), torch.tensor([[1.0, 1.0]])).item() == torch.tensor(-1.0).exp().item()
         True
     """
 
-    def __init__(self, bandwidth: float | None = None) -> None:
-        super().__init__()
-        if bandwidth is not None and not bandwidth > 0:
-            raise ValueError(f"bandwidth of the RBF kernel must be positive (or None for the median), got {bandwidth}")
-        self.bandwidth = bandwidth
+    def _with_bandwidth(self, squared: Tensor, bandwidth: float | Tensor) -> Tensor:
+        return torch.exp(squared * (-0.5 / bandwidth**2))
+
+
+class Laplacian(_KernelWithBandwidth):
+    r"""Laplacian kernel :math:`\exp(-\|x - y\| / \sigma)` with the Euclidean norm; its gradient at x = y is taken as 0.
+
+    Its heavier tails than the Gaussian's still pull codes that are far from the prior.
+
+    Args:
+        bandwidth: σ, positive; None chooses it anew for each pair of samples by :func:`median_bandwidth`.
+
+    Raises:
+        ValueError: If ``bandwidth`` is not positive and finite.
+
+    Example:
+        >>> Laplacian(bandwidth=5.0)(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).log()
+        tensor([[-1.0000]])
+    """
+
+    def _with_bandwidth(self, squared: Tensor, bandwidth: float | Tensor) -> Tensor:
+        return torch.exp(-distances(squared) / bandwidth)
+
+
+class NegativeDistance(Kernel):
+    r"""The conditionally positive definite kernel :math:`-\|x - y\|`, whose MMD is the energy distance.
+
+    D. Sejdinovic et al., "Equivalence of distance-based and RKHS-based statistics in hypothesis testing", Annals of
+    Statistics 2013. It has no bandwidth; its gradient at x = y is taken as 0.
+
+    Example:
+        >>> NegativeDistance()(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+        tensor([[-5.]])
+    """
 
     def of_squared_distances(self, squared: Tensor) -> Tensor:
-        if self.bandwidth is None:
-            raise ValueError("RBF(bandwidth=None) depends on the samples: call kernel(x, y) or kernel.fitted(x, y)")
-        return torch.exp(squared / (-2 * self.bandwidth**2))
-
-    def fitted(self, x: Tensor, y: Tensor) -> Kernel:
-        return self if self.bandwidth is not None else _MedianRBF(median_bandwidth(x, y))
-
-    def extra_repr(self) -> str:
-        return f"bandwidth={self.bandwidth}"
-
-
-class _MedianRBF(Kernel):
-    """An RBF kernel whose bandwidth is a tensor, so that choosing it does not wait for the device."""
-
-    def __init__(self, bandwidth: Tensor) -> None:
-        super().__init__()
-        self.negative_precision = -0.5 / bandwidth.square()
-
-    def of_squared_distances(self, squared: Tensor) -> Tensor:
-        return torch.exp(squared * self.negative_precision)
+        return -distances(squared)
 
 
 class InverseMultiquadric(Kernel):
@@ -130,16 +193,23 @@ class InverseMultiquadric(Kernel):
         scales: The factors s, all positive.
 
     Raises:
-        ValueError: If ``c`` or a scale is not positive, or the kernel is called before ``c`` is known.
+        ValueError: If ``c`` or a scale is not positive and finite, or the kernel is called before ``c`` is known.
+
+    Example:
+        >>> InverseMultiquadric(c=1.0, scales=(1.0, 2.0))(torch.zeros(1, 2), torch.tensor([[1.0, 1.0]]))
+        tensor([[0.8333]])
     """
 
     def __init__(self, c: float | None = None, scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)) -> None:
         super().__init__()
-        if c is not None and not c > 0:
-            raise ValueError(f"c of the inverse multiquadric kernel must be positive (or None), got {c}")
-        if not scales or not all(scale > 0 for scale in scales):
-            raise ValueError(f"scales of the inverse multiquadric kernel must be positive, got {tuple(scales)}")
+        if c is not None and not (c > 0 and math.isfinite(c)):
+            raise ValueError(f"c of the inverse multiquadric kernel must be positive and finite (or None), got {c}")
+        if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
+            raise ValueError(
+                f"scales of the inverse multiquadric kernel must be positive and finite, got {tuple(scales)}"
+            )
         self.c = c
+        self._c_from_prior = c is None
         self.scales = tuple(scales)
 
     def of_squared_distances(self, squared: Tensor) -> Tensor:
@@ -148,10 +218,11 @@ class InverseMultiquadric(Kernel):
                 "InverseMultiquadric(c=None) takes c from the prior of a model; outside of a model pass c, "
                 "for N(0, I) in d dimensions c=2*d"
             )
-        return _SumOfInverseMultiquadrics.apply(squared, tuple(scale * self.c for scale in self.scales))  # type: ignore[no-any-return, no-untyped-call]
+        return _SumOfInverseMultiquadrics.apply(squared, tuple(scale * self.c for scale in self.scales))  # type: ignore[no-any-return]
 
     def set_expected_squared_distance(self, expected: float) -> None:
-        if self.c is None:
+        # also when c is known already: a penalty may move on to a model with another prior
+        if self._c_from_prior:
             self.c = expected
 
     def extra_repr(self) -> str:
@@ -175,6 +246,6 @@ class _SumOfInverseMultiquadrics(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (derivative,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * derivative, None

@@ -1,7 +1,7 @@
 """WAE-MMD."""
 
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.base import WAE
+from wae_lightning.penalties.adversarial import Adversarial
 
 __all__ = ["WAEMMD"]
 

@@ -121,5 +121,5 @@ class ImplicitNoise(EncoderNoise):
         )  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
-        matrix = self.mixing(features).unflatten(1, (features.shape[1], features.shape[1]))
+        matrix: Tensor = self.mixing(features).unflatten(1, (features.shape[1], features.shape[1]))
         return features + (matrix @ torch.randn_like(features).unsqueeze(2)).squeeze(2)

@@ -27,7 +27,8 @@ def most_deviating_directions(z: Tensor, z_prior: Tensor) -> Tensor:
     center = z_prior.mean(0)
     z, z_prior = z - center, z_prior - center
     values, vectors = torch.linalg.eigh(z.T @ z / len(z) - z_prior.T @ z_prior / len(z_prior))
-    return vectors[:, values.abs().argsort(descending=True)[:2]]
+    largest = values.abs().argsort(descending=True)[:2]
+    return torch.index_select(vectors, 1, largest)
 
 
 class CodePictures(Callback):
@@ -57,9 +58,10 @@ class CodePictures(Callback):
         directions = most_deviating_directions(z, z_prior)
         figure = Figure(figsize=(5, 5), layout="tight")
         axes = figure.subplots()
-        axes.scatter(*(z_prior @ directions).T.numpy(), s=4, color="lightgray", label="prior")
-        colors = {"c": labels.numpy(), "cmap": "tab10"} if labels is not None else {"color": "tab:blue"}
-        axes.scatter(*(z @ directions).T.numpy(), s=4, label="codes", **colors)
+        colors: dict[str, Any] = {"color": "tab:blue"} if labels is None else {"c": labels.numpy(), "cmap": "tab10"}
+        for points, name, style in ((z_prior, "prior", {"color": "lightgray"}), (z, "codes", colors)):
+            horizontal, vertical = (points @ directions).T.numpy()
+            axes.scatter(horizontal, vertical, s=4, label=name, **style)
         axes.set(aspect="equal", title="codes where they deviate most from the prior")
         axes.legend(loc="upper right")
         return figure

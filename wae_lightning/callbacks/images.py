@@ -49,7 +49,8 @@ class ImagePictures(Callback):
         with torch.no_grad():
             samples = model.sample(n * n, torch.Generator().manual_seed(0))
             # rows alternate between images and their reconstructions; white fills up the last ones
-            rows = [torch.cat([x, x.new_ones(-len(x) % n, *x.shape[1:])]).split(n) for x in (inputs, model(inputs))]
+            padded = (torch.cat([x, x.new_ones(-len(x) % n, *x.shape[1:])]) for x in (inputs, model(inputs)))
+            rows = [torch.split(x, n) for x in padded]
             pairs = torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
             half = len(inputs) // 2
             pictures = {"samples": samples, "reconstructions": pairs}

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from wae_lightning.networks.critic import Critic
-from wae_lightning.penalties import Penalty
+from wae_lightning.penalties.penalty import Penalty
 from wae_lightning.priors import Normal, Prior
 
 __all__ = ["Adversarial", "LRSchedulerCallable", "OptimizerCallable"]
