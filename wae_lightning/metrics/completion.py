@@ -135,7 +135,8 @@ def r_squared(x: Tensor, z: Tensor) -> Tensor:
     """Share of the variance of ``z`` (n, d) that a linear regression on ``x`` (n, p), with intercept, explains."""
     x, z = x.double() - x.double().mean(0), z.double() - z.double().mean(0)
     residual = z - x @ torch.linalg.pinv(x) @ z
-    return (1 - residual.square().sum() / z.square().sum()).float()
+    unexplained: Tensor = residual.square().sum() / z.square().sum()
+    return (1 - unexplained).float()
 
 
 class CodeDependence(Metric):
