@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from datamodules import HalfImageDataModule
 from wae_lightning import ConditionalWAE
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.callbacks import CompletionPictures
 from wae_lightning.costs import AbsoluteError
 from wae_lightning.joint_mmd import JointMMD
@@ -31,7 +30,7 @@ from wae_lightning.kernels import squared_distances
 from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassifier
 from wae_lightning.networks import ConditionalMLPEncoder, Critic
 from wae_lightning.noise import EncoderNoise, GaussianNoise
-from wae_lightning.penalties import MMD, Penalty
+from wae_lightning.penalties import MMD, Adversarial, Penalty
 
 
 class NoPenalty(Penalty):

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import HalfImageDataModule, MNISTDataModule
 from wae_lightning import ConditionalWAE
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.callbacks import CompletionPictures
 from wae_lightning.callbacks.completions import most_ambiguous
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
@@ -33,7 +32,16 @@ from wae_lightning.networks import (
     WhitenedPCA,
 )
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, InputNoise
-from wae_lightning.penalties import MMD, mmd
+from wae_lightning.penalties import (
+    MMD,
+    Adversarial,
+    CramerWold,
+    EnergyDistance,
+    ExactWasserstein,
+    MMDPlusPlus,
+    SlicedWasserstein,
+    mmd,
+)
 from wae_lightning.priors import Normal, Sphere
 
 OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
@@ -227,6 +235,15 @@ def test_an_mmd_becomes_joint_with_its_kernel():
     assert isinstance(model.penalty, JointMMD)
     assert model.penalty.kernel is kernel
     assert kernel.c == Normal(3).expected_squared_distance
+
+
+@pytest.mark.parametrize("penalty", [MMD(), EnergyDistance(), SlicedWasserstein(), ExactWasserstein()])
+def test_every_penalty_on_two_samples_sees_dependence(penalty):
+    model = small(penalty=penalty, features=nn.Flatten(), shape=(1, 2, 3))
+    independent, dependent = torch.randn(2, 200, 6)
+    dependent[:, :3] = dependent[:, 3:]
+    values = [model.penalty(rows, model._prior_like(rows)).item() for rows in (independent, dependent)]
+    assert values[1] > 1.3 * values[0]
 
 
 @pytest.mark.parametrize("match", ["joint", "marginal"])
@@ -492,6 +509,9 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),
         ({"mode": "report", "match": "joint"}, "match must be marginal in mode report"),
         ({"likelihood_images": -1}, "likelihood_images must be 0 or more"),
+        ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
+        ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),
+        ({"penalty": MMDPlusPlus(100), "noise": GaussianNoise()}, "MMDPlusPlus compares codes only"),
         ({"penalty": Adversarial(Critic(8))}, "does not take codes of latent_dim 24"),
     ],
     ids=str,

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.adversarial import Adversarial
 from wae_lightning.base import WAE, _in_full_precision
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.image_parts import ImageParts, Observed
@@ -24,7 +23,7 @@ from wae_lightning.metrics.digit_classifier import DigitClassifier
 from wae_lightning.networks.conditional import ConditionalMLPDecoder, ConditionalMLPEncoder, WhitenedPCA
 from wae_lightning.networks.critic import Critic
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
-from wae_lightning.penalties import MMD, Penalty
+from wae_lightning.penalties import MMD, Adversarial, CramerWold, Penalty
 from wae_lightning.priors import Normal, Prior, Sphere
 
 __all__ = ["ConditionalWAE"]
@@ -76,7 +75,7 @@ class ConditionalWAE(WAE):
             hidden layers of 512.
         prior: Distribution of the codes. None: N(0, I) in ``latent_dim`` dimensions.
         cost: c. None: 0.05 · binary cross-entropy.
-        penalty: D. With ``match="joint"`` it compares rows (z, φ(x)); :class:`MMD <wae_lightning.penalties.MMD>`
+        penalty: D. With ``match="joint"`` it compares rows (z, φ(x)), and :class:`MMD <wae_lightning.penalties.MMD>`
             becomes :class:`JointMMD <wae_lightning.joint_mmd.JointMMD>` with its kernel. None: a critic, or the MMD
             where ``match`` is ``marginal``.
         penalty_weight: λ.
@@ -166,6 +165,10 @@ class ConditionalWAE(WAE):
         else:
             if isinstance(penalty, MMD):
                 penalty = JointMMD(penalty.kernel)
+            log_prior = isinstance(penalty, Adversarial) and penalty.log_prior
+            if log_prior or isinstance(penalty, CramerWold):
+                name = "log_prior" if log_prior else "CramerWold"
+                raise ValueError(f"{name} knows the density of codes alone: use it with match='marginal'")
             self.penalty = penalty or Adversarial(Critic(self.latent_dim + p, width=256))
             joint = isinstance(self.penalty, JointMMD)
             self.penalty.set_prior(self.prior if joint else _CodesAndFeatures(self.prior, p))
