@@ -117,6 +117,7 @@ def evaluate(model: WAE, data: ImageDataModule, num_samples: int, seed: int = 0)
         psnr.update(model(images), images)
         if distance:
             distance.update(images, real=True)
+    training_codes = torch.cat([model.encode(images, noise=True) for images in training_images(data, num_samples)])
     if distance:
 
         def fid(batches: Iterator[Tensor]) -> float:
@@ -128,14 +129,15 @@ def evaluate(model: WAE, data: ImageDataModule, num_samples: int, seed: int = 0)
         count = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else str(num_samples)
         sizes = [BATCH] * (num_samples // BATCH) + [num_samples % BATCH] * (num_samples % BATCH > 0)
         results[f"fid_digits_{count}"] = fid(model.sample(n, generator) for n in sizes)
-        training_codes = [model.encode(images, noise=True) for images in training_images(data, num_samples)]
-        fitted = gaussian_fitted_to(torch.cat(training_codes))
+        fitted = gaussian_fitted_to(training_codes)
         results[f"fid_digits_{count}_gaussian_fitted_to_codes"] = fid(model.decode(fitted(n)) for n in sizes)
         results["fid_digits_reconstructions"] = fid(model(images) for images in test_images(data))
         results["fid_digits_floor"] = fid(training_images(data, num_samples))
     mean_squared_error = 10 ** (-float(psnr.compute()) / 10)
     results |= {"mse": mean_squared_error, "psnr": float(psnr.compute())}
-    return results | moments(torch.cat(codes), model.prior.sample)
+    for part, z in (("training", training_codes), ("test", torch.cat(codes))):
+        results |= {f"{part}_codes_{name}": value for name, value in moments(z, model.prior.sample).items()}
+    return results
 
 
 def training_images(data: ImageDataModule, count: int) -> Iterator[Tensor]:
@@ -160,10 +162,10 @@ def moments(z: Tensor, sample: Callable[[int], Tensor]) -> dict[str, float]:
     scale = z_prior.std(0)
     off_diagonal = covariance[~torch.eye(len(covariance), dtype=torch.bool)]
     return {
-        "codes_largest_mean_error": float((z.mean(0) - z_prior.mean(0)).abs().max()),
-        "codes_smallest_std_ratio": float((z.std(0) / scale).min()),
-        "codes_largest_std_ratio": float((z.std(0) / scale).max()),
-        "codes_mean_absolute_covariance": float(off_diagonal.abs().mean()) if len(off_diagonal) else 0.0,
+        "largest_mean_error": float((z.mean(0) - z_prior.mean(0)).abs().max()),
+        "smallest_std_ratio": float((z.std(0) / scale).min()),
+        "largest_std_ratio": float((z.std(0) / scale).max()),
+        "mean_absolute_covariance": float(off_diagonal.abs().mean()) if len(off_diagonal) else 0.0,
     }
 
 
@@ -191,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     for name, value in results.items():
-        print(f"{name:34} {value:10.4f}")
+        print(f"{name:44} {value:10.4f}")
     if known.out:
         known.out.write_text(json.dumps({"checkpoint": known.ckpt.name, **results}, indent=2) + "\n")
 

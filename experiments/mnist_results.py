@@ -19,7 +19,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # what the paper's code has where our default differs
 ORIGINAL = [
-    "--model.cost=SquaredError", "--model.cost.scale=0.05", "--model.noise=null", "--model.standardize_codes=false",
+    "--model.cost=SquaredError", "--model.cost.scale=0.05", "--model.noise=null", "--model.encoder.latent_dim=8",
+    "--model.standardize_codes=false",
     "--model.optimizer=Adam", "--model.optimizer.lr=1e-3", "--model.optimizer.betas=[0.5,0.999]",
     "--model.lr_scheduler=null", "--model.penalty_weight=10",
 ]  # fmt: skip

@@ -101,11 +101,14 @@ def test_mse_and_moments_agree_with_their_definitions(checkpoint, digits):
     with torch.no_grad():
         z = model.encode(images)
         assert results["mse"] == pytest.approx((model.decode(z) - images).square().mean().item(), rel=1e-4)
-    assert results["codes_largest_mean_error"] == pytest.approx(z.mean(0).abs().max().item(), abs=0.01)
-    assert results["codes_smallest_std_ratio"] == pytest.approx(z.std(0).min().item(), rel=0.01)
+        z = model.encode(images, noise=True)
+    # the encoder is random: the two draws of 2,000 codes agree up to their standard errors
+    assert results["test_codes_largest_mean_error"] == pytest.approx(z.mean(0).abs().max().item(), abs=0.02)
+    assert results["test_codes_smallest_std_ratio"] == pytest.approx(z.std(0).min().item(), rel=0.1)
+    assert results["training_codes_largest_std_ratio"] == pytest.approx(z.std(0).max().item(), rel=0.2)
     covariance = np.cov(z.double().numpy(), rowvar=False)
     off_diagonal = np.abs(covariance[~np.eye(len(covariance), dtype=bool)]).mean()
-    assert results["codes_mean_absolute_covariance"] == pytest.approx(off_diagonal, rel=1e-4)
+    assert results["test_codes_mean_absolute_covariance"] == pytest.approx(off_diagonal, abs=0.02)
 
 
 def test_the_data_of_the_checkpoint_can_be_changed(checkpoint):

@@ -182,3 +182,39 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(empty_folder):
     assert 0 <= epoch < 199
     train.main([*SHORT, *SMALL, f"--max_epochs={epoch + 2}", "--ckpt_path=last"])
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == epoch + 1
+
+
+@pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
+def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(config, empty_folder):
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--config",
+        config,
+        "--model.encoder.width=0.02",
+        "--model.decoder.width=0.02",
+    ]
+    command += ["--max_epochs=3", "--enable_progress_bar=false", "--trainer.deterministic=true"]
+
+    def last(folder):
+        return folder / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"
+
+    for name in ("whole", "killed"):
+        (empty_folder / name).mkdir()
+    subprocess.run(command, cwd=empty_folder / "whole", check=True, capture_output=True)
+    process = subprocess.Popen(
+        command, cwd=empty_folder / "killed", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 90
+    while not last(empty_folder / "killed").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)  # into the next epoch
+    process.kill()
+    process.wait()
+    assert torch.load(last(empty_folder / "killed"), weights_only=True)["epoch"] < 2
+    subprocess.run([*command, "--ckpt_path=last"], cwd=empty_folder / "killed", check=True, capture_output=True)
+    whole, resumed = (
+        torch.load(last(empty_folder / name), weights_only=True)["state_dict"] for name in ("whole", "killed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
