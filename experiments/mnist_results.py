@@ -24,11 +24,32 @@ ORIGINAL = [
     "--model.optimizer=Adam", "--model.optimizer.lr=1e-3", "--model.optimizer.betas=[0.5,0.999]",
     "--model.lr_scheduler=null", "--model.penalty_weight=10",
 ]  # fmt: skip
+# the paper's networks have no fully connected layers next to the code
+NO_HIDDEN = ["--model.encoder.hidden=[]", "--model.decoder.hidden=[]"]
+# what keeps the critic from winning, one change at a time
+STABILITY = {
+    "default": [],
+    "no standardised codes": ["--model.standardize_codes=false"],
+    "no encoder noise": ["--model.noise=null", "--model.encoder.latent_dim=8"],
+    "lambda 10": ["--model.penalty_weight=10"],
+    "squared error, lambda 10": ["--model.penalty_weight=10", "--model.cost=SquaredError", "--model.cost.scale=0.05"],
+    "squared error, lambda 10, no standardised codes": [
+        "--model.penalty_weight=10", "--model.cost=SquaredError", "--model.cost.scale=0.05",
+        "--model.standardize_codes=false",
+    ],
+    "critic 4 x 512": ["--model.penalty.critic.width=512"],
+    "critic's learning rate 1e-2": ["--model.penalty.optimizer.lr=1e-2"],
+    "spectral norm": ["--model.penalty.critic.normalize=true"],
+    "gradient penalty 1": ["--model.penalty.gradient_penalty=1"],
+    "log-prior trick": ["--model.penalty.log_prior=true"],
+}  # fmt: skip
 ROWS = {
     "WAE-MMD": ["--config=mnist_wae_mmd"],
     "WAE-GAN": ["--config=mnist_wae_gan"],
     "WAE-MMD, the original's cost, weight and optimizer": ["--config=mnist_wae_mmd", *ORIGINAL],
-}
+    "WAE-MMD, the same and networks without hidden layers": ["--config=mnist_wae_mmd", *ORIGINAL, *NO_HIDDEN],
+    "WAE-MMD, networks without hidden layers": ["--config=mnist_wae_mmd", *NO_HIDDEN],
+} | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
 
 
 def run(flags: list[str], root: Path, seed: int, epochs: int) -> dict[str, Any]:
