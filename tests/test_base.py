@@ -341,9 +341,19 @@ def test_bad_input_is_refused(tmp_path):
         WAE(**perceptrons(), noise=GaussianNoise()).encode(torch.rand(2, 1, 4, 4))
     with pytest.raises(ValueError, match=r"floats in \[0, 1\].* got torch.float32 in \[-"):
         trainer(tmp_path).fit(small(), DataLoader(torch.rand(8, 1, 28, 28) * 2 - 1, 4))
-    with pytest.raises(ValueError, match="at least 2 codes of each kind, got 1 and 1: raise the batch size"):
+    with pytest.raises(ValueError, match="MMD needs at least 2 codes in a batch, got 1: raise the batch size"):
         trainer(tmp_path).fit(WAEMMD(**perceptrons()), DataLoader(torch.rand(4, 1, 4, 4), 1))
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         WAE().sample(0)
     with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
         WAE().interpolate(torch.zeros(1, 8), torch.zeros(1, 8), 1)
+
+
+def test_a_one_cycle_run_can_be_made_longer(tmp_path):
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(small(lr_scheduler=ONE_CYCLE), MNISTDataModule())
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    longer = trainer(tmp_path, max_epochs=3)
+    longer.fit(small(lr_scheduler=ONE_CYCLE), MNISTDataModule(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+    scheduler = longer.lr_scheduler_configs[0].scheduler
+    assert (scheduler.total_steps, scheduler.last_epoch, longer.global_step) == (9, 9, 9)

@@ -61,7 +61,7 @@ def test_tensorboard_shows_scalars_and_pictures_of_each_epoch(run):
     events = EventAccumulator(str(run)).Reload()
     tags = events.Tags()
     assert {"train/cost", "train/penalty", "val/cost", "val/penalty", "val/loss"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"samples", "reconstructions", "interpolations"}
+    assert set(tags["images"]) == {"samples", "reconstructions", "interpolations", "codes"}
     assert [image.step for image in events.Images("samples")] == [0, 1]
     assert len(events.Scalars("train/cost")) == 6
 
@@ -145,7 +145,10 @@ def test_help_is_for_people(capsys):
             ["--model.penalty=MMD", "--model.penalty.kernel=RBF", "--model.penalty.kernel.bandwidth=-2"],
             "positive.*-2.0",
         ),
-        (["--data.batch_size=1", "--max_epochs=1", *SHORT], "at least 2 codes of each kind, got 1 and 1"),
+        (
+            ["--data.batch_size=1", "--max_epochs=1", *SHORT],
+            "MMD needs at least 2 codes in a batch, got 1: raise the batch size",
+        ),
         (["--data.root=nowhere"], "nowhere/MNIST/raw: no such folder. Expected the IDX files of 'mnist' there"),
         (["--ckpt_path=last"], "there is no runs/mnist_wae_mmd/\\*/checkpoints/last.ckpt to go on from"),
         (["--ckpt_path=missing.ckpt"], "--ckpt_path missing.ckpt: no such file"),

@@ -273,6 +273,13 @@ class WAE(LightningModule):
                 f"[{x.min():.4g}, {x.max():.4g}]"
             )
 
+    def _check_batch_size(self, batch: Any) -> None:
+        first = batch[0] if isinstance(batch, list | tuple) else batch
+        alone = len(first) * self.penalty.codes_per_input < 2 and not self.code_queue
+        if alone and not isinstance(self.penalty, Adversarial):
+            name = type(self.penalty).__name__
+            raise ValueError(f"{name} needs at least 2 codes in a batch, got {len(first)}: raise the batch size")
+
     def _codes_and_cost(self, x: Any) -> tuple[Tensor, Tensor]:
         """Returns codes in full precision, ``codes_per_input`` in a row for each input, and the mean cost."""
         several = self.penalty.codes_per_input
@@ -293,6 +300,7 @@ class WAE(LightningModule):
         x = self._input(batch)
         if batch_idx == 0 and self.current_epoch == 0:
             self._check_range(x)
+            self._check_batch_size(batch)
         z, cost = self._codes_and_cost(x)
         if isinstance(self.penalty, Adversarial):
             self._train_with_critic(self.penalty, z, cost, batch_idx)
@@ -510,6 +518,10 @@ class WAE(LightningModule):
             self._rng_state = checkpoint.get("rng_state")
             self._rng_state_cuda = checkpoint.get("rng_state_cuda")
         self._queue = checkpoint.get("code_queue", self._queue)
+        # a resumed run may be longer: its one-cycle schedule has the length of the new run, at the step of the old
+        for state in checkpoint.get("lr_schedulers", []):
+            if "_schedule_phases" in state:
+                del state["_schedule_phases"], state["total_steps"]
 
     def _pretrain_encoder(self) -> None:
         """Matches mean and covariance of the codes to the prior's before the first step of training."""

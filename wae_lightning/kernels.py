@@ -158,8 +158,8 @@ class Laplacian(_KernelWithBandwidth):
         ValueError: If ``bandwidth`` is not positive and finite.
 
     Example:
-        >>> Laplacian(bandwidth=5.0)(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).log()
-        tensor([[-1.0000]])
+        >>> Laplacian(bandwidth=5.0)(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+        tensor([[0.3679]])
     """
 
     def _with_bandwidth(self, squared: Tensor, bandwidth: float | Tensor) -> Tensor:
