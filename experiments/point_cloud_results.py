@@ -268,9 +268,7 @@ def main() -> None:
     parser.add_argument("--fitted", type=int, nargs="*", default=[32], help="sizes of mixtures to fit to the codes")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/point_clouds.json"))
     parser.add_argument("--classifier", type=Path, default=Path("runs/point_cloud_classifier.pt"))
-    parser.add_argument(
-        "--picture", type=Path, help="PNG file to draw inputs, outputs and samples into, instead"
-    )
+    parser.add_argument("--picture", type=Path, help="PNG file to draw inputs, outputs and samples into, instead")
     parser.add_argument("--beside", type=Path, help="checkpoint of the row-by-row model, to be drawn above")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*covariance is not symmetric")
