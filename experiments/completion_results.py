@@ -203,7 +203,7 @@ def main() -> None:
         else:
             model = MODELS[name](
                 observed=arguments.observed,
-                optimizer=functools.partial(torch.optim.AdamW, lr=3e-3, betas=(0.5, 0.999)),
+                optimizer=functools.partial(torch.optim.AdamW, lr=3e-3, betas=(0.5, 0.999), fused=True),
                 lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=3e-3, cycle_momentum=False),
             )
             steps = train(model, data, arguments.seconds)
