@@ -56,7 +56,7 @@ def small(observed="top", fraction=0.5, shape=(1, 28, 28), mode="conditional", d
     """A model with small perceptrons."""
     parts = ImageParts(shape, observed, fraction)
     report = mode == "report"
-    noise = arguments.setdefault("noise", EncoderNoise() if report else FixedNoise(0.35))
+    noise = arguments.setdefault("noise", EncoderNoise() if report else FixedNoise(0.5))
     seen = [parts.observed_shape] if report else [parts.observed_shape, parts.target_shape]
     return ConditionalWAE(
         ConditionalMLPEncoder(seen, d * noise.features_per_dimension, hidden=(16,)),

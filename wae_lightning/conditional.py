@@ -79,7 +79,7 @@ class ConditionalWAE(WAE):
             becomes :class:`JointMMD <wae_lightning.joint_mmd.JointMMD>` with its kernel. None: a critic, or the MMD
             where ``match`` is ``marginal``.
         penalty_weight: λ.
-        noise: How codes are drawn from the encoder's output. None: ``FixedNoise(0.35)``, and none in mode ``report``.
+        noise: How codes are drawn from the encoder's output. None: ``FixedNoise(0.5)``, and none in mode ``report``.
         mode: ``conditional`` or ``report``.
         match: ``joint`` or ``marginal``. None: ``joint``, and ``marginal`` in mode ``report``.
         features: Network φ that maps x to (B, p), not trained. None: the first 16 principal components, whitened, which
@@ -133,7 +133,7 @@ class ConditionalWAE(WAE):
             raise ValueError(f"likelihood_images must be 0 or more, got {likelihood_images}")
         parts = ImageParts(image_shape, observed, fraction)
         d = prior.latent_dim if prior is not None else 8 if latent_dim is None else latent_dim
-        noise = noise or (EncoderNoise() if report else FixedNoise(0.35))
+        noise = noise or (EncoderNoise() if report else FixedNoise(0.5))
         seen = [parts.observed_shape] if report else [parts.observed_shape, parts.target_shape]
         super().__init__(
             encoder=encoder

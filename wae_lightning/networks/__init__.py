@@ -9,6 +9,7 @@ from wae_lightning.networks.conditional import (
 )
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
 from wae_lightning.networks.critic import Critic
+from wae_lightning.networks.flow import CouplingFlow
 from wae_lightning.networks.pointnet import (
     FoldingDecoder,
     FullyConnectedDecoder,
@@ -25,6 +26,7 @@ __all__ = [
     "ConditionalMLPEncoder",
     "ConvDecoder",
     "ConvEncoder",
+    "CouplingFlow",
     "Critic",
     "FoldingDecoder",
     "FullyConnectedDecoder",
