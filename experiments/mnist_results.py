@@ -22,7 +22,6 @@ ORIGINAL = [
     "--model.cost=SquaredError", "--model.cost.scale=0.05", "--model.noise=null", "--model.encoder.latent_dim=8",
     "--model.standardize_codes=false",
     "--model.optimizer=Adam", "--model.optimizer.lr=1e-3", "--model.optimizer.betas=[0.5,0.999]",
-    "--model.optimizer.fused=true",
     "--model.lr_scheduler=null", "--model.penalty_weight=10",
 ]  # fmt: skip
 # the paper's networks have no fully connected layers next to the code
