@@ -270,7 +270,8 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, default=Path("runs/point_cloud_classifier.pt"))
     parser.add_argument("--picture", type=Path, help="PNG file to draw inputs, outputs and samples into, instead")
     parser.add_argument("--beside", type=Path, help="checkpoint of the row-by-row model, to be drawn above")
-    arguments = parser.parse_args()
+    # intermixed: CKPT may stand after flags
+    arguments = parser.parse_intermixed_args()
     warnings.filterwarnings("ignore", message=".*covariance is not symmetric")
     # one set of test clouds and of training clouds for all rows: no share is set aside for validation
     data = ModelNet40DataModule(arguments.root, num_points=arguments.num_points)

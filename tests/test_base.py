@@ -1,6 +1,7 @@
 """The WAE: its interface, its loss, its training loop, its checkpoints."""
 
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -357,3 +358,19 @@ def test_a_one_cycle_run_can_be_made_longer(tmp_path):
     longer.fit(small(lr_scheduler=ONE_CYCLE), MNISTDataModule(), ckpt_path=tmp_path / "end.ckpt", weights_only=True)
     scheduler = longer.lr_scheduler_configs[0].scheduler
     assert (scheduler.total_steps, scheduler.last_epoch, longer.global_step) == (9, 9, 9)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_train_alike_and_keep_the_names_of_their_weights():
+    def trained(compile):
+        torch.manual_seed(0)
+        model = WAEMMD(**perceptrons(d=4), compile=compile)
+        loader = DataLoader(torch.rand(32, 1, 4, 4), batch_size=16)
+        flags = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        pl.Trainer(max_epochs=2, accelerator="cpu", **flags).fit(model, loader)
+        return model.state_dict()
+
+    plain, compiled = trained(False), trained(True)
+    assert plain.keys() == compiled.keys()
+    for name, weights in plain.items():
+        torch.testing.assert_close(compiled[name], weights, rtol=1e-4, atol=1e-5)
