@@ -110,13 +110,17 @@ class Train(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # two callbacks: with save_last=True, one callback would write last.ckpt only when the best one changes
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.filename": "best-{epoch:03d}",
-                "checkpoint.save_last": True,
-                "checkpoint.save_on_exception": True,
+                "last_checkpoint.filename": "last",
+                "last_checkpoint.enable_version_counter": False,
+                "last_checkpoint.save_on_train_epoch_end": True,
+                "last_checkpoint.save_on_exception": True,
             }
         )
         parser.add_argument(
@@ -188,7 +192,11 @@ def known_flags() -> list[str]:
 
     flags = ["--config", "--ckpt_path", "--seed_everything", "--print_config", "--help"]
     flags += [f"--{prefix}{name}" for name in TRAINER_FLAGS for prefix in ("", "trainer.")]
-    flags += [f"--checkpoint.{name}" for name in inspect.signature(ModelCheckpoint.__init__).parameters]
+    flags += [
+        f"--{prefix}.{name}"
+        for name in inspect.signature(ModelCheckpoint.__init__).parameters
+        for prefix in ("checkpoint", "last_checkpoint")
+    ]
     for prefix, package in (("model", wae_lightning), ("data", datamodules)):
         for cls in (getattr(package, name) for name in package.__all__):
             if inspect.isclass(cls):

@@ -227,3 +227,13 @@ def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(config, em
     )
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_last_checkpoint_is_that_of_the_last_epoch_and_not_the_best(empty_folder):
+    # a learning rate that makes every epoch worse than the one before
+    train.main([*SHORT, "--max_epochs=3", "--model.lr_scheduler=null", "--model.optimizer.lr=3"])
+    folder = empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "checkpoints"
+    (best,) = folder.glob("best-*.ckpt")
+    epochs = [torch.load(path, weights_only=True)["epoch"] for path in (folder / "last.ckpt", best)]
+    assert epochs[0] == 2
+    assert epochs[1] < 2
