@@ -28,6 +28,7 @@ from wae_lightning.costs import AbsoluteError
 from wae_lightning.joint_mmd import JointMMD
 from wae_lightning.kernels import squared_distances
 from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassifier
+from wae_lightning.metrics.completion import r_squared
 from wae_lightning.networks import ConditionalMLPEncoder, Critic
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, Penalty
@@ -174,6 +175,14 @@ def measure_donors(data: HalfImageDataModule, label_net: nn.Module) -> dict[str,
     return {name: value for name, value in results.items() if not name.startswith("bce")}
 
 
+@torch.no_grad()
+def r_squared_of_pixels(model: ConditionalWAE, data: HalfImageDataModule) -> float:
+    """Share of the variance of the test codes that a linear regression on all observed pixels explains."""
+    pairs = [data.on_after_batch_transfer(batch, 0)[:2] for batch in data.test_dataloader()]
+    observed, hidden = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return float(r_squared(observed.flatten(1), model.eval().encode(observed, hidden)))
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,6 +221,8 @@ def main() -> None:
             tester = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
             (measured,) = tester.test(model, data, verbose=False)
             table[name] = {"steps": steps} | {key.removeprefix("test/"): value for key, value in measured.items()}
+            if model.mode == "report":
+                table[name]["r_squared_of_pixels"] = r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
             x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)

@@ -286,7 +286,6 @@ def main() -> None:
         classifier = train_classifier(data)
         arguments.classifier.parent.mkdir(parents=True, exist_ok=True)
         torch.save(classifier.state_dict(), arguments.classifier)
-    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.ckpt is None:
         new: dict[str, Any] = baselines(data, classifier)
     else:
@@ -296,6 +295,8 @@ def main() -> None:
             return
         new = {arguments.row or arguments.ckpt.parents[2].name: model_row(model, data, classifier, arguments.fitted)}
     new = rounded(new)
+    # read only now: another row may have been measured at the same time
+    rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     rows.update(new)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(rows, indent=2) + "\n")

@@ -94,13 +94,17 @@ class Train(LightningCLI):
             "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
             "init_args": {"save_dir": "runs", "name": config_name},
         }
+        # beside the callback of the best checkpoint, whose save_last would write only when the best one changes
+        last = ModelCheckpoint(
+            filename="last", enable_version_counter=False, save_on_train_epoch_end=True, save_on_exception=True
+        )
         super().__init__(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"logger": logger},
+            trainer_defaults={"logger": logger, "callbacks": last},
             # a resumed run goes on in its own folder
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": __doc__, "exit_on_error": False},
@@ -110,19 +114,8 @@ class Train(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # two callbacks: with save_last=True, one callback would write last.ckpt only when the best one changes
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.filename": "best-{epoch:03d}",
-                "last_checkpoint.filename": "last",
-                "last_checkpoint.enable_version_counter": False,
-                "last_checkpoint.save_on_train_epoch_end": True,
-                "last_checkpoint.save_on_exception": True,
-            }
-        )
+        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.filename": "best-{epoch:03d}"})
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
@@ -192,11 +185,7 @@ def known_flags() -> list[str]:
 
     flags = ["--config", "--ckpt_path", "--seed_everything", "--print_config", "--help"]
     flags += [f"--{prefix}{name}" for name in TRAINER_FLAGS for prefix in ("", "trainer.")]
-    flags += [
-        f"--{prefix}.{name}"
-        for name in inspect.signature(ModelCheckpoint.__init__).parameters
-        for prefix in ("checkpoint", "last_checkpoint")
-    ]
+    flags += [f"--checkpoint.{name}" for name in inspect.signature(ModelCheckpoint.__init__).parameters]
     for prefix, package in (("model", wae_lightning), ("data", datamodules)):
         for cls in (getattr(package, name) for name in package.__all__):
             if inspect.isclass(cls):

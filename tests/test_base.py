@@ -288,7 +288,7 @@ def test_a_scheduler_steps_each_epoch_or_each_step(tmp_path):
 
 
 def test_pretraining_matches_the_moments_of_the_codes(tmp_path):
-    images = torch.rand(256, 1, 4, 4).round()
+    images = torch.rand(256, 1, 4, 4, generator=torch.Generator().manual_seed(1)).round()
 
     def mismatch(pretrain_steps):
         torch.manual_seed(0)
@@ -298,7 +298,7 @@ def test_pretraining_matches_the_moments_of_the_codes(tmp_path):
         trainer(tmp_path).fit(model, DataLoader(images, 64), DataLoader(images, 64))
         return moment_mismatch(model.encode(images), torch.randn(100_000, 2)).item()
 
-    assert mismatch(200) < 0.7 * mismatch(0)
+    assert mismatch(200) < 0.6 * mismatch(0)
 
 
 def test_past_codes_leave_the_penalty_its_weight():

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE
+from wae_lightning.base import WAE, _in_full_precision
 from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
 from wae_lightning.networks.flow import CouplingFlow
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
@@ -78,7 +78,7 @@ class PointNetWAE(WAE):
             must then be ``Normal``. It is trained by maximum likelihood on the codes, in the same step but without a
             gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
             reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
-            ``penalty`` still acts on the encoder's own codes.
+            ``penalty`` acts on the encoder's own codes in training; in validation and test it is that of z.
         flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
             the likelihood of a finite set has no bound.
         orthogonality_weight: Weight of the encoder's departure from orthogonal feature transforms in the loss; without
@@ -129,7 +129,7 @@ class PointNetWAE(WAE):
                 raise ValueError(f"{name} must be 0 or more, got {weight}")
         if not flow_noise > 0:
             raise ValueError(f"flow_noise must be positive, got {flow_noise}")
-        if flow is not None and coupling > 0:
+        if flow is not None and (coupling > 0 or coupling_weight > 0):
             raise ValueError("take either a flow or coupling, not both: each is there to make samples follow the prior")
         unknown = set(invariance or ()) - {"rotation", "scale"}
         if unknown:
@@ -190,14 +190,14 @@ class PointNetWAE(WAE):
         # not self.decode: flow and inverse cancel
         reconstruction = super().decode(code[::several])
         with torch.autocast(x.device.type, enabled=False):
-            code = code.float()
-            cost = self.cost(x.float(), reconstruction.float()).mean()
-            if not self.training:
-                return self.prior.scale * self.flow(code)[0], cost
-            # four draws of the noise for each code: the flow is cheap, and its batches are small
-            noisy = code.detach().repeat(4, 1)
-            z, log_determinant = self.flow(noisy + self.flow_noise * torch.randn_like(noisy))
-            loss = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
+            code = _in_full_precision(code)
+            cost = self.cost(_in_full_precision(x), _in_full_precision(reconstruction)).mean()
+        if not self.training:
+            return self.prior.scale * self.flow(code)[0], cost
+        # four draws of the noise for each code: the flow is cheap, and its batches are small
+        noisy = code.detach().repeat(4, 1)
+        z, log_determinant = self.flow(noisy + self.flow_noise * torch.randn_like(noisy))
+        loss = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
         self.log("train/flow_loss", loss.detach())
         # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
         return code, cost + loss - loss.detach()

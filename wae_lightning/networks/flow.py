@@ -79,14 +79,19 @@ class CouplingFlow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps points (B, d) to (B, d); also returns log |det| of the Jacobian, (B,)."""
-        log_determinant = x.new_zeros(len(x))
-        for coupling, order in zip(self.couplings, self.orders, strict=True):
-            x, of_layer = coupling(x[:, order])
-            log_determinant = log_determinant + of_layer
+        # under mixed precision, too: rounded to bfloat16 in between, the inverse would not be one
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(next(self.parameters()).dtype)
+            log_determinant = x.new_zeros(len(x))
+            for coupling, order in zip(self.couplings, self.orders, strict=True):
+                x, of_layer = coupling(x[:, order])
+                log_determinant = log_determinant + of_layer
         return x, log_determinant
 
     def inverse(self, z: Tensor) -> Tensor:
         """Maps (B, d) back."""
-        for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
-            z = coupling.inverse(z)[:, order.argsort()]  # type: ignore[operator]
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(next(self.parameters()).dtype)
+            for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
+                z = coupling.inverse(z)[:, order.argsort()]  # type: ignore[operator]
         return z
