@@ -31,14 +31,7 @@ from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassi
 from wae_lightning.metrics.completion import r_squared
 from wae_lightning.networks import ConditionalMLPEncoder, Critic
 from wae_lightning.noise import EncoderNoise, GaussianNoise
-from wae_lightning.penalties import MMD, Adversarial, Penalty
-
-
-class NoPenalty(Penalty):
-    """0, for models whose loss is the cost alone."""
-
-    def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
-        return z.new_zeros(())
+from wae_lightning.penalties import MMD, Adversarial, NoPenalty
 
 
 class Regression(ConditionalWAE):

@@ -43,13 +43,27 @@ STABILITY = {
     "gradient penalty 1": ["--model.penalty.gradient_penalty=1"],
     "log-prior trick": ["--model.penalty.log_prior=true"],
 }  # fmt: skip
-ROWS = {
-    "WAE-MMD": ["--config=mnist_wae_mmd"],
-    "WAE-GAN": ["--config=mnist_wae_gan"],
-    "WAE-MMD, the original's cost, weight and optimizer": ["--config=mnist_wae_mmd", *ORIGINAL],
-    "WAE-MMD, the same and networks without hidden layers": ["--config=mnist_wae_mmd", *ORIGINAL, *NO_HIDDEN],
-    "WAE-MMD, networks without hidden layers": ["--config=mnist_wae_mmd", *NO_HIDDEN],
-} | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
+ROWS = (
+    {
+        "auto-encoder": ["--config=mnist_ae"],
+        "VAE": ["--config=mnist_vae"],
+        "WAE-MMD": ["--config=mnist_wae_mmd"],
+        "WAE-GAN": ["--config=mnist_wae_gan"],
+        "WAE-MMD, RBF kernel": [
+            "--config=mnist_wae_mmd",
+            "--model.penalty.kernel=RBF",
+            "--model.penalty.kernel.bandwidth=2.0",
+        ],
+        "WAE-MMD, the original's cost, weight and optimizer": ["--config=mnist_wae_mmd", *ORIGINAL],
+        "WAE-MMD, the same and networks without hidden layers": ["--config=mnist_wae_mmd", *ORIGINAL, *NO_HIDDEN],
+        "WAE-MMD, networks without hidden layers": ["--config=mnist_wae_mmd", *NO_HIDDEN],
+    }
+    | {
+        f"WAE, {name}": ["--config=mnist_wae_mmd", f"--model.penalty={name}"]
+        for name in ("EnergyDistance", "CramerWold", "SlicedWasserstein", "MaxSlicedWasserstein", "Sinkhorn")
+    }
+    | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
+)
 
 
 def run(flags: list[str], root: Path, seed: int, epochs: int) -> dict[str, Any]:

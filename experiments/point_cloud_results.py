@@ -36,6 +36,7 @@ from wae_lightning.metrics import (
 )
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import PointNetClassifier, PointNetEncoder
+from wae_lightning.samplers import MixtureSampler
 
 SET_POINTS = 512
 EMD_CLOUDS, EMD_POINTS = 40, 256
@@ -65,6 +66,20 @@ def train_classifier(data: ModelNet40DataModule, epochs: int = 40) -> PointNetCl
             optimizer.step()
             schedule.step()
     return classifier.eval()
+
+
+def load_classifier(path: Path | None, data: ModelNet40DataModule) -> PointNetClassifier:
+    """Reads the judge from a file, or trains it and writes it there."""
+    if path is None or not path.exists():
+        print("Training a PointNet classifier of the real clouds as judge.")
+        classifier = train_classifier(data)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(classifier.state_dict(), path)
+        return classifier
+    classifier = PointNetClassifier(len(data.class_names)).eval()
+    classifier.load_state_dict(torch.load(path, weights_only=True))
+    return classifier
 
 
 def set_row(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, float]:
@@ -181,17 +196,6 @@ def svm_accuracy(encode: Any, data: ModelNet40DataModule, turn: bool = False) ->
     return float(metric.compute())
 
 
-def fitted_samples(codes: Tensor, n: int, components: int, generator: torch.Generator) -> Tensor:
-    """Draws n codes from a mixture of Gaussians with full covariances, fitted by expectation maximisation."""
-    from sklearn.mixture import GaussianMixture
-
-    mixture = GaussianMixture(components, reg_covar=1e-3, random_state=0).fit(codes.double().numpy())
-    chosen = torch.multinomial(torch.from_numpy(mixture.weights_), n, replacement=True, generator=generator)
-    roots = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
-    noise = torch.randn(n, codes.shape[1], 1, generator=generator, dtype=torch.float64)
-    return (torch.from_numpy(mixture.means_)[chosen] + (roots[chosen] @ noise).squeeze(2)).float()
-
-
 def model_row(
     model: PointNetWAE, data: ModelNet40DataModule, classifier: PointNetClassifier, fitted: list[int]
 ) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def model_row(
         codes = codes_of(model.encode, train[:, : data.num_points])
         row["codes: mean square per dimension"] = float(codes.square().mean())
         for components in fitted:
-            z = fitted_samples(codes, n, components, generator)
+            z = MixtureSampler(codes, components, reg_covar=1e-3).sample(n, generator)
             name = "Gaussian fitted to the codes" if components == 1 else f"mixture of {components} fitted to the codes"
             row[name] = set_row(model.decode(z), test, train)
     return row
@@ -279,13 +283,7 @@ def main() -> None:
     # one set of test clouds and of training clouds for all rows: no share is set aside for validation
     data = ModelNet40DataModule(arguments.root, num_points=arguments.num_points)
     data.setup("fit")
-    if arguments.classifier.exists():
-        classifier = PointNetClassifier(len(data.class_names)).eval()
-        classifier.load_state_dict(torch.load(arguments.classifier, weights_only=True))
-    else:
-        classifier = train_classifier(data)
-        arguments.classifier.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(classifier.state_dict(), arguments.classifier)
+    classifier = load_classifier(arguments.classifier, data)
     if arguments.ckpt is None:
         new: dict[str, Any] = baselines(data, classifier)
     else:

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from wae_lightning.priors import Normal, Prior, Sphere
 
 __all__ = ["WAE"]
 
+REMEMBERED_CODES = 10_000
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -39,7 +41,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN)
 
 
-def _in_full_precision(x: Tensor) -> Tensor:
+def in_full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -148,6 +150,7 @@ class WAE(LightningModule):
         self.compile_mode = compile
         self._queue = torch.empty(0, d)
         self._accumulated_codes: list[Tensor] = []
+        self._latest: deque[Tensor] = deque()
         self._taken_from_trainer: tuple[Any, int] | None = None
         self._rng_state: Tensor | None = None
         self._rng_state_cuda: Tensor | None = None
@@ -262,6 +265,18 @@ class WAE(LightningModule):
         decoded = self.decode(lines.flatten(0, 1))
         return decoded.view(steps, len(a), *decoded.shape[1:])
 
+    def training_codes(self) -> Tensor:
+        """The codes of the latest 10,000 or so training examples as the encoder drew them, (n, latent_dim).
+
+        They are part of a checkpoint, so that a mixture can be fitted to them where the training data is not at hand.
+
+        Raises:
+            ValueError: If the model has not been trained.
+        """
+        if not self._latest:
+            raise ValueError("the model holds no training codes: it, or the checkpoint it is from, was not trained")
+        return torch.cat(tuple(self._latest))
+
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def _input(self, batch: Any) -> Any:
@@ -290,8 +305,8 @@ class WAE(LightningModule):
         z = self._encode(x, noise=True, codes_per_input=several)
         reconstruction = self.decode(z[::several])
         with torch.autocast(x.device.type, enabled=False):
-            cost = self.cost(_in_full_precision(x), _in_full_precision(reconstruction)).mean()
-        return _in_full_precision(z), cost
+            cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
+        return in_full_precision(z), cost
 
     def _prior_like(self, z: Tensor) -> Tensor:
         return self.prior.sample(len(z), device=z.device).to(z.dtype)
@@ -306,12 +321,19 @@ class WAE(LightningModule):
             self._check_range(x)
             self._check_batch_size(batch)
         z, cost = self._codes_and_cost(x)
+        self._remember(z)
         if isinstance(self.penalty, Adversarial):
             self._train_with_critic(self.penalty, z, cost, batch_idx)
             return None
         penalty = self._penalty(self._with_other_codes(z))
         self.log_dict({"train/cost": cost.detach(), "train/penalty": penalty.detach()}, prog_bar=True)
         return cost + self.penalty_weight * penalty
+
+    def _remember(self, z: Tensor) -> None:
+        # a copy: with CUDA graphs the next step overwrites z
+        self._latest.append(z.detach().clone())
+        if sum(map(len, self._latest)) - len(self._latest[0]) >= REMEMBERED_CODES:
+            self._latest.popleft()
 
     def _with_other_codes(self, z: Tensor) -> Tensor:
         """Joins the codes of the other processes and the past codes to those of this batch."""
@@ -332,13 +354,11 @@ class WAE(LightningModule):
         if len(z) > 1:
             terms["penalty"] = self._penalty(z)
             terms["loss"] = cost + self.penalty_weight * terms["penalty"]
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in terms.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(z),
-            sync_dist=True,
-        )
+        self._log_evaluation(stage, terms, len(z))
+
+    def _log_evaluation(self, stage: str, terms: dict[str, Tensor], batch_size: int) -> None:
+        named = {f"{stage}/{name}": value for name, value in terms.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step("val", batch)
@@ -524,12 +544,16 @@ class WAE(LightningModule):
             checkpoint["rng_state_cuda"] = torch.cuda.get_rng_state(self.device)
         if self.code_queue:
             checkpoint["code_queue"] = self._queue
+        if self._latest:
+            checkpoint["training_codes"] = torch.cat(tuple(self._latest))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._rng_state = checkpoint.get("rng_state")
             self._rng_state_cuda = checkpoint.get("rng_state_cuda")
         self._queue = checkpoint.get("code_queue", self._queue)
+        if "training_codes" in checkpoint:
+            self._latest = deque(checkpoint["training_codes"].split(100))
         # a resumed run may be longer: its one-cycle schedule has the length of the new run, at the step of the old
         for state in checkpoint.get("lr_schedulers", []):
             if "_schedule_phases" in state:

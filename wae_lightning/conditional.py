@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE, _in_full_precision
+from wae_lightning.base import WAE, in_full_precision
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.image_parts import ImageParts, Observed
 from wae_lightning.joint_mmd import JointMMD
@@ -384,10 +384,10 @@ class ConditionalWAE(WAE):
         z = self._encode(pair, noise=True, codes_per_input=several)
         completion = self.decode(x, z[::several])
         with torch.autocast(x.device.type, enabled=False):
-            cost = self.cost(_in_full_precision(y), _in_full_precision(completion)).mean()
-            z = _in_full_precision(z)
+            cost = self.cost(in_full_precision(y), in_full_precision(completion)).mean()
+            z = in_full_precision(z)
             if self.match == "joint":
-                z = torch.cat([z, self.features(_in_full_precision(x))], dim=1)
+                z = torch.cat([z, self.features(in_full_precision(x))], dim=1)
         return z, cost
 
     def _prior_like(self, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE, _in_full_precision
+from wae_lightning.base import WAE, in_full_precision
 from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
 from wae_lightning.networks.flow import CouplingFlow
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
@@ -178,6 +178,11 @@ class PointNetWAE(WAE):
         code = super().encode(self._into_pose(x)[0] if self.invariance else x, noise)
         return code if self.flow is None else self.prior.scale * self.flow(code)[0]
 
+    @torch.no_grad()
+    def training_codes(self) -> Tensor:
+        codes = super().training_codes()
+        return codes if self.flow is None else self.prior.scale * self.flow(codes)[0]
+
     def decode(self, z: Tensor) -> Tensor:
         """Decodes codes (B, latent_dim) to point sets (B, num_points, 3)."""
         return super().decode(z if self.flow is None else self.flow.inverse(z / self.prior.scale))
@@ -190,8 +195,8 @@ class PointNetWAE(WAE):
         # not self.decode: flow and inverse cancel
         reconstruction = super().decode(code[::several])
         with torch.autocast(x.device.type, enabled=False):
-            code = _in_full_precision(code)
-            cost = self.cost(_in_full_precision(x), _in_full_precision(reconstruction)).mean()
+            code = in_full_precision(code)
+            cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
         if not self.training:
             return self.prior.scale * self.flow(code)[0], cost
         # four draws of the noise for each code: the flow is cheap, and its batches are small

@@ -2,6 +2,7 @@
 
 from wae_lightning.metrics.completion import CodeDependence, CompletionMetrics
 from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
+from wae_lightning.metrics.images import PrecisionRecall, Sharpness
 from wae_lightning.metrics.point_clouds import (
     ClassifierAgreement,
     LinearSVMAccuracy,
@@ -20,4 +21,6 @@ __all__ = [
     "OccupancyDivergence",
     "PointSetDistances",
     "PointSetReconstruction",
+    "PrecisionRecall",
+    "Sharpness",
 ]

@@ -5,8 +5,8 @@ A new one is a subclass of :class:`Penalty` with ``forward(z, z_prior) -> scalar
 
 from wae_lightning.penalties.adversarial import Adversarial
 from wae_lightning.penalties.cramer_wold import CramerWold
-from wae_lightning.penalties.mmd import MMD, EnergyDistance, MMDPlusPlus, mmd
-from wae_lightning.penalties.penalty import Penalty
+from wae_lightning.penalties.mmd import MMD, EnergyDistance, MMDPlusPlus, mmd, mmd_test
+from wae_lightning.penalties.penalty import NoPenalty, Penalty
 from wae_lightning.penalties.wasserstein import ExactWasserstein, MaxSlicedWasserstein, Sinkhorn, SlicedWasserstein
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "ExactWasserstein",
     "MMDPlusPlus",
     "MaxSlicedWasserstein",
+    "NoPenalty",
     "Penalty",
     "Sinkhorn",
     "SlicedWasserstein",
     "mmd",
+    "mmd_test",
 ]

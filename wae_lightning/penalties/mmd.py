@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from wae_lightning.kernels import InverseMultiquadric, Kernel, NegativeDistance, squared_distances
 from wae_lightning.penalties.penalty import Penalty
 from wae_lightning.priors import Prior
 
-__all__ = ["MMD", "EnergyDistance", "MMDPlusPlus", "mmd"]
+__all__ = ["MMD", "EnergyDistance", "MMDPlusPlus", "mmd", "mmd_test"]
 
 
 def mmd(z: Tensor, z_prior: Tensor, kernel: Kernel) -> Tensor:
@@ -46,6 +47,50 @@ def mmd(z: Tensor, z_prior: Tensor, kernel: Kernel) -> Tensor:
     within_prior = kernel.of_squared_distances(squared_distances(z_prior, z_prior))
     across = kernel.of_squared_distances(squared_distances(z, z_prior))
     return mean_off_diagonal(within) + mean_off_diagonal(within_prior) - 2 * across.mean()
+
+
+def mmd_test(
+    z: Tensor, z_prior: Tensor, kernel: Kernel, permutations: int = 1000, generator: torch.Generator | None = None
+) -> tuple[float, float]:
+    """Tests whether codes and draws from the prior may have one distribution.
+
+    The rows of both samples are shuffled and divided anew ``permutations`` times; the p-value is the share of
+    divisions, the given one counted, whose :func:`mmd` is at least the given one's. A. Gretton et al., "A kernel
+    two-sample test", JMLR 2012, section 5. It takes memory for (n + m)² numbers in float64.
+
+    Args:
+        z: Codes of shape (n, d), n at least 2.
+        z_prior: Draws from the prior of shape (m, d), m at least 2.
+        kernel: The kernel; a median heuristic is fitted once, to both samples.
+        permutations: How many divisions are tried, at least 1.
+        generator: Source of the random numbers; None: the global one.
+
+    Returns:
+        The estimate of the squared MMD and the p-value.
+
+    Raises:
+        ValueError: As for :func:`mmd`, and if ``permutations`` is less than 1.
+    """
+    if permutations < 1:
+        raise ValueError(f"permutations must be at least 1, got {permutations}")
+    z, z_prior = z.double(), z_prior.double()
+    kernel = kernel.fitted(z, z_prior)
+    given = float(mmd(z, z_prior, kernel))
+    n, m = len(z), len(z_prior)
+    pooled = torch.cat([z, z_prior])
+    matrix = kernel.of_squared_distances(squared_distances(pooled, pooled))
+    diagonal = matrix.diagonal()
+    rows = torch.stack([torch.randperm(n + m, generator=generator)[:n] for _ in range(permutations)])
+    first = torch.zeros(permutations, n + m, dtype=matrix.dtype).scatter_(1, rows, 1.0).to(matrix.device)
+    # sums over all pairs of the first part, of both parts together, and of the whole
+    within_first = ((first @ matrix) * first).sum(1)
+    of_first = first @ matrix.sum(1)
+    across = of_first - within_first
+    within_second = matrix.sum() - of_first - across
+    estimates = (within_first - first @ diagonal) / (n * (n - 1)) - 2 * across / (n * m)
+    estimates += (within_second - diagonal.sum() + first @ diagonal) / (m * (m - 1))
+    as_large = int((estimates >= given - 1e-12).sum())
+    return given, (as_large + 1) / (permutations + 1)
 
 
 def mean_off_diagonal(matrix: Tensor) -> Tensor:

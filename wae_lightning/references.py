@@ -1,0 +1,95 @@
+"""Auto-encoders that are no WAE, on the same networks: the rows that a table of WAEs is compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wae_lightning.base import WAE, in_full_precision
+from wae_lightning.costs import BinaryCrossEntropy, Cost
+from wae_lightning.noise import GaussianNoise
+from wae_lightning.penalties import NoPenalty
+
+__all__ = ["VAE", "AutoEncoder"]
+
+
+class AutoEncoder(WAE):
+    """Plain auto-encoder: the cost alone. Nothing makes its codes follow the prior that ``sample`` draws from.
+
+    Args:
+        wae: Arguments of :class:`~wae_lightning.base.WAE`; not ``penalty`` and ``penalty_weight``.
+
+    Example:
+        >>> AutoEncoder(latent_dim=4).encode(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, **wae: Any) -> None:
+        for name in ("penalty", "penalty_weight"):
+            if name in wae:
+                raise ValueError(f"AutoEncoder has no {name}: a WAE without penalty is what it is")
+        super().__init__(penalty=NoPenalty(), penalty_weight=0.0, **wae)
+
+
+class VAE(WAE):
+    r"""Variational auto-encoder: minimises :math:`E\, c(x, G(z)) + \beta\, KL(q(z|x) \,\|\, N(0, I))`, z ~ q(z|x).
+
+    D. Kingma, M. Welling, "Auto-encoding variational Bayes", ICLR 2014; with β other than 1, I. Higgins et al.,
+    "beta-VAE", ICLR 2017. Where a WAE pulls the mixture of all codes to the prior, a VAE pulls those of each example.
+    Logged are the WAE's quantities, ``penalty`` being the mean divergence in nats.
+
+    Args:
+        cost: Negative log-likelihood of an input given its code. None: the Bernoulli one, the binary cross-entropy.
+        penalty_weight: β, 0 or more.
+        noise: None: ``GaussianNoise()``, so that the encoder puts out mean and log-variance; nothing else fits.
+        wae: Other arguments of :class:`~wae_lightning.base.WAE`; not ``penalty``, ``standardize_codes`` or another
+            prior than N(0, I).
+
+    Raises:
+        ValueError: If an argument does not fit.
+
+    Example:
+        >>> VAE(latent_dim=4).sample(2).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    def __init__(
+        self, cost: Cost | None = None, penalty_weight: float = 1.0, noise: GaussianNoise | None = None, **wae: Any
+    ) -> None:
+        for name in ("penalty", "standardize_codes", "prior", "gather_codes", "code_queue"):
+            if wae.get(name):
+                raise ValueError(f"VAE has no {name}: its penalty is the divergence of each code from N(0, I)")
+        noise = noise or GaussianNoise()
+        if not isinstance(noise, GaussianNoise):
+            raise ValueError(f"VAE needs a Gaussian encoder, noise=GaussianNoise(); got {type(noise).__name__}")
+        cost = cost or BinaryCrossEntropy()
+        super().__init__(cost=cost, penalty=NoPenalty(), penalty_weight=penalty_weight, noise=noise, **wae)
+
+    def _codes_cost_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert isinstance(self.noise, GaussianNoise)
+        features = self._features(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features = in_full_precision(features)
+            mean, variance = self.noise.mean(features), self.noise.variance(features)
+            divergence = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1).mean()
+            z = mean + variance.sqrt() * torch.randn_like(mean)
+        reconstruction = self.decode(z)
+        with torch.autocast(x.device.type, enabled=False):
+            cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
+        return z, cost, divergence
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self._input(batch)
+        if batch_idx == 0 and self.current_epoch == 0:
+            self._check_range(x)
+        z, cost, divergence = self._codes_cost_and_divergence(x)
+        self._remember(z)
+        self.log_dict({"train/cost": cost.detach(), "train/penalty": divergence.detach()}, prog_bar=True)
+        return cost + self.penalty_weight * divergence
+
+    def _evaluation_step(self, stage: str, batch: Any) -> None:
+        z, cost, divergence = self._codes_cost_and_divergence(self._input(batch))
+        terms = {"cost": cost, "penalty": divergence, "loss": cost + self.penalty_weight * divergence}
+        self._log_evaluation(stage, terms, len(z))
