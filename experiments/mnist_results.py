@@ -1,8 +1,8 @@
 """Trains and measures the MNIST rows of RESULTS.md: ``python experiments/mnist_results.py DIR``.
 
 Each row is ``train.py`` and then ``evaluate.py``, once for each seed, on the full set; all rows share networks, batch
-size and number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds; rows longer than
-nine epochs have their length in their name.
+size and number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds;
+rows of ten epochs or more have their number in their name.
 """
 
 from __future__ import annotations
