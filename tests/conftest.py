@@ -1,6 +1,8 @@
 """What several test files use."""
 
+import functools
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,24 @@ def full_data() -> Path:
     if not folder:
         pytest.skip("WAE_LIGHTNING_DATA does not name the folder of the full data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Trains three steps of a config with train.py, once for all tests, and returns its last checkpoint."""
+    import train
+
+    @functools.cache
+    def checkpoint(config: str, *flags: str) -> Path:
+        folder = tmp_path_factory.mktemp(config)
+        before, arguments = os.getcwd(), sys.argv
+        os.chdir(folder)
+        try:
+            steps = ["--max_epochs=1", "--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1"]
+            train.main([f"--config={config}", *steps, "--enable_progress_bar=false", *flags])
+        finally:
+            os.chdir(before)
+            sys.argv = arguments
+        return folder / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"
+
+    return checkpoint

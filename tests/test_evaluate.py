@@ -1,16 +1,12 @@
 """The yardstick: the digit classifier, the Fréchet distance on its features, and evaluate.py."""
 
 import json
-import os
-import sys
 
 import evaluate
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-import train
-from test_train import SHORT
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from datamodules import MNISTDataModule
@@ -26,17 +22,8 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        sys.argv, arguments = ["train.py"], sys.argv
-        train.main([*SHORT, "--max_epochs=1"])
-    finally:
-        os.chdir(before)
-        sys.argv = arguments
-    return folder / "runs" / "mnist_wae_mmd" / "version_0" / "checkpoints" / "last.ckpt"
+def checkpoint(trained):
+    return trained("mnist_wae_mmd")
 
 
 def test_the_classifier_knows_the_bundled_test_digits(digits):

@@ -1,0 +1,184 @@
+"""generate.py: every kind of picture and file, from a lone checkpoint, and one sentence for each mistake."""
+
+import numpy as np
+import pytest
+import torch
+from evaluate import load_model
+from generate import main
+from PIL import Image
+
+POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
+
+
+@pytest.fixture(scope="module")
+def digits(trained, tmp_path_factory):
+    """A checkpoint moved to a folder of its own."""
+    path = tmp_path_factory.mktemp("moved") / "model.ckpt"
+    path.write_bytes(trained("mnist_wae_mmd").read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clouds(trained):
+    return trained("modelnet40_pointnet", *POINTS)
+
+
+@pytest.fixture(scope="module")
+def conditional(trained):
+    return trained("mnist_conditional", "--data.batch_size=10", "--model.likelihood_images=1")
+
+
+def samples_of(path):
+    with np.load(path) as file:
+        assert file.files == ["samples"]
+        return torch.from_numpy(file["samples"])
+
+
+def test_samples_are_the_models_own(digits, tmp_path):
+    main([str(digits), "--num_samples", "10", "--seed", "3", "--out", str(tmp_path / "a.npz")])
+    samples = samples_of(tmp_path / "a.npz")
+    assert samples.dtype == torch.float32
+    expected = load_model(digits).sample(10, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(samples, expected)
+    main([str(digits), "--num_samples", "10", "--seed", "4", "--out", str(tmp_path / "b.npz")])
+    assert not torch.equal(samples_of(tmp_path / "b.npz"), samples)
+
+
+def test_a_grid_and_a_folder_show_the_same_samples(digits, tmp_path):
+    main([str(digits), "--num_samples", "6", "--out", str(tmp_path / "grid.png")])
+    main([str(digits), "--num_samples", "6", "--out", str(tmp_path / "folder")])
+    main([str(digits), "--num_samples", "6", "--out", str(tmp_path / "a.npz")])
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (3 * 30 + 2, 2 * 30 + 2)
+        grid_array = np.asarray(grid.convert("L"))
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [file.name for file in files] == [f"{i:05d}.png" for i in range(6)]
+    for i, file in enumerate(files):
+        with Image.open(file) as image:
+            array = np.asarray(image)
+        assert np.abs(array / 255 - samples_of(tmp_path / "a.npz")[i, 0].numpy()).max() <= 1 / 255
+        top, left = 2 + 30 * (i // 3), 2 + 30 * (i % 3)
+        assert np.abs(grid_array[top : top + 28, left : left + 28].astype(int) - array).max() <= 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_mixture_is_fitted_to_the_codes_in_the_checkpoint(digits, tmp_path):
+    main([str(digits), "--sampler", "gmm", "--components", "2", "--num_samples", "4", "--out", str(tmp_path / "a.npz")])
+    main([str(digits), "--num_samples", "4", "--out", str(tmp_path / "b.npz")])
+    assert samples_of(tmp_path / "a.npz").shape == (4, 1, 28, 28)
+    assert not torch.equal(samples_of(tmp_path / "a.npz"), samples_of(tmp_path / "b.npz"))
+
+
+def test_lines_lead_from_input_to_input(digits, tmp_path):
+    main([str(digits), "--num_samples", "3", "--out", str(tmp_path / "in.npz")])
+    flags = ["--what", "interpolation", "--steps", "5", "--inputs", str(tmp_path / "in.npz")]
+    main([str(digits), *flags, "--out", str(tmp_path / "lines.npz")])
+    lines = samples_of(tmp_path / "lines.npz").unflatten(0, (2, 5))
+    reconstructions = load_model(digits)(samples_of(tmp_path / "in.npz")).detach()
+    torch.testing.assert_close(lines[0, 0], reconstructions[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(lines[0, -1], reconstructions[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(lines[1, 0], reconstructions[1], atol=1e-5, rtol=0)
+    main([str(digits), *flags, "--out", str(tmp_path / "lines.gif")])
+    with Image.open(tmp_path / "lines.gif") as gif:
+        # there and back; equal frames may have been joined
+        assert 2 <= gif.n_frames <= 8
+
+
+def test_traversals_move_one_dimension_in_each_row(digits, tmp_path):
+    main([str(digits), "--what", "traversal", "--steps", "3", "--out", str(tmp_path / "t.npz")])
+    rows = samples_of(tmp_path / "t.npz").unflatten(0, (8, 3))
+    model = load_model(digits)
+    with torch.no_grad():
+        torch.testing.assert_close(rows[:, 1], model.decode(torch.zeros(8, 8)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(rows[:, 2], model.decode(2 * torch.eye(8)), atol=1e-6, rtol=0)
+
+
+def test_pictures_of_any_size_are_reconstructed(digits, tmp_path):
+    Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    flags = ["--what", "reconstruction", "--inputs", str(tmp_path / "photo.jpg")]
+    main([str(digits), *flags, "--out", str(tmp_path / "r.npz")])
+    expected = load_model(digits)(torch.full((1, 1, 28, 28), 90 / 255)).detach()
+    torch.testing.assert_close(samples_of(tmp_path / "r.npz"), expected, atol=0.02, rtol=0)
+    many = [str(tmp_path / "photo.jpg")] * 12
+    main([str(digits), "--what", "reconstruction", "--inputs", *many, "--out", str(tmp_path / "r.png")])
+    with Image.open(tmp_path / "r.png") as grid:
+        assert grid.size == (10 * 30 + 2, 4 * 30 + 2)
+
+
+def test_point_clouds_are_written_as_arrays_ply_and_pictures(clouds, tmp_path):
+    main([str(clouds), "--num_samples", "2", "--out", str(tmp_path / "a.npz")])
+    samples = samples_of(tmp_path / "a.npz")
+    assert samples.shape == (2, 64, 3)
+    main([str(clouds), "--num_samples", "2", "--out", str(tmp_path / "folder")])
+    header, _, body = (tmp_path / "folder" / "00001.ply").read_bytes().partition(b"end_header\n")
+    assert b"element vertex 64\n" in header
+    assert np.array_equal(np.frombuffer(body, "<f4").reshape(64, 3), samples[1].numpy())
+    main([str(clouds), "--num_samples", "2", "--sampler", "gmm", "--components", "1", "--out", str(tmp_path / "a.png")])
+    with Image.open(tmp_path / "a.png") as picture:
+        assert len(picture.getcolors(100_000)) > 20
+    flags = ["--what", "reconstruction", "--inputs", str(tmp_path / "a.npz"), "--out", str(tmp_path / "r.npz")]
+    main([str(clouds), *flags])
+    assert samples_of(tmp_path / "r.npz").shape == (2, 64, 3)
+    (tmp_path / "t.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    main(
+        [str(clouds), "--what", "reconstruction", "--inputs", str(tmp_path / "t.off"), "--out", str(tmp_path / "b.npz")]
+    )
+
+
+def test_a_conditional_model_completes_pictures(conditional, tmp_path):
+    np.savez(tmp_path / "in.npz", samples=np.random.default_rng(0).random((3, 1, 28, 28), dtype=np.float32))
+    flags = ["--what", "completion", "--inputs", str(tmp_path / "in.npz")]
+    main([str(conditional), *flags, "--out", str(tmp_path / "c.npz")])
+    rows = samples_of(tmp_path / "c.npz").unflatten(0, (3, 9))
+    # the upper half stays, the lower differs from answer to answer
+    assert torch.equal(rows[:, 1:, :, :14], rows[:, :1, :, :14].expand(-1, 8, -1, -1, -1))
+    assert not torch.equal(rows[:, 1, :, 14:], rows[:, 2, :, 14:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_samples", "0"], "--num_samples must be at least 1, got 0"),
+        (["--what", "interpolation", "--steps", "1"], "--steps must be at least 2, got 1"),
+        (["--what", "interpolation", "--num_samples", "1"], "needs at least 2 inputs or samples, got 1"),
+        (["--what", "reconstruction"], "--inputs FILE ... is needed for this"),
+        (["--what", "completion"], "WAEMMD is not a conditional model"),
+        (["--what", "reconstruction", "--inputs", "nowhere.png"], "--inputs nowhere.png: no such file"),
+        (["--what", "reconstruction", "--inputs", "text.png"], "text.png: not a picture that can be read"),
+        (["--what", "reconstruction", "--inputs", "text.npz"], "text.npz: not an NPZ file of plain arrays"),
+        (
+            ["--what", "reconstruction", "--inputs", "shape.npz"],
+            "expected numbers of shape N x 1 x 28 x 28, found float64",
+        ),
+        (["--what", "reconstruction", "--inputs", "name.npz"], "expected an array named samples, found pictures"),
+        (["--what", "reconstruction", "--inputs", "range.npz"], "images must lie in [0, 1], found [0, 255]"),
+        (["--what", "reconstruction", "--inputs", "object.npz"], "object.npz: not an NPZ file of plain arrays"),
+        (["--out", "samples.jpeg"], "--out samples.jpeg: expected .png, .npz or a folder"),
+        (["--out", "text.png/samples.png"], "--out text.png/samples.png: cannot be written"),
+        (["--sampler", "gmm", "--components", "100000"], "--sampler gmm: components must lie between 1 and the number"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.png", "text.npz"):
+        (tmp_path / name).write_text("no picture")
+    np.savez("shape.npz", samples=np.zeros((2, 28, 28)))
+    np.savez("name.npz", pictures=np.zeros((2, 1, 28, 28)))
+    np.savez("range.npz", samples=np.linspace(0, 255, 784).reshape(1, 1, 28, 28))
+    np.savez("object.npz", samples=np.array([{}], dtype=object))
+    with pytest.raises(SystemExit) as stop:
+        main([str(digits), *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "samples.png").exists()
+
+
+def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys):
+    content = torch.load(digits, weights_only=True)
+    del content["training_codes"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "old.ckpt"), "--sampler", "gmm"])
+    assert "--sampler gmm: the model holds no training codes" in capsys.readouterr().err
