@@ -18,6 +18,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from wae_lightning.callbacks import Dashboard
+
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
 TRAINER_FLAGS = tuple(inspect.signature(Trainer.__init__).parameters)[1:]
@@ -92,7 +94,8 @@ class Train(LightningCLI):
         self.config_name = config_name
         logger = {
             "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
-            "init_args": {"save_dir": "runs", "name": config_name},
+            # its own row on the hparams page would have no result; the dashboard writes one after the test
+            "init_args": {"save_dir": "runs", "name": config_name, "default_hp_metric": False},
         }
         # beside the callback of the best checkpoint, whose save_last would write only when the best one changes
         last = ModelCheckpoint(
@@ -104,7 +107,7 @@ class Train(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"logger": logger, "callbacks": last},
+            trainer_defaults={"logger": logger, "callbacks": [last, Dashboard()]},
             # a resumed run goes on in its own folder
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": __doc__, "exit_on_error": False},

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
         os.chdir(folder)
         try:
             steps = ["--max_epochs=1", "--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1"]
-            train.main([f"--config={config}", *steps, "--enable_progress_bar=false", *flags])
+            train.main([f"--config={config}", *steps, "--enable_progress_bar=false", "--log_every_n_steps=1", *flags])
         finally:
             os.chdir(before)
             sys.argv = arguments

@@ -3,8 +3,11 @@
 import matplotlib.figure
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 from test_base import small, trainer
 
 from datamodules import MNISTDataModule
@@ -68,3 +71,54 @@ def test_bad_arguments_are_refused():
         ImagePictures(columns=1)
     with pytest.raises(ValueError, match="count must be at least 2, got 1"):
         CodePictures(count=1)
+
+
+def events_of(checkpoint):
+    accumulator = EventAccumulator(str(checkpoint.parents[1]), size_guidance={"tensors": 0, "images": 0})
+    return accumulator.Reload()
+
+
+def test_the_dashboards_pages_are_in_the_event_files(trained):
+    checkpoint = trained("mnist_wae_gan")
+    events = events_of(checkpoint)
+    scalars = set(events.Tags()["scalars"])
+    assert {"train/cost", "train/penalty", "val/cost", "val/penalty", "val/loss", "test/cost"} <= scalars
+    assert {"samples", "reconstructions", "interpolations", "codes"} <= set(events.Tags()["images"])
+
+    (layout_event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(layout_event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert [category.title for category in layout.category] == ["objective", "critic"]
+    shown = {tag for tags in charts.values() for tag in tags}
+    # every curve that a chart promises was logged
+    assert shown <= scalars
+
+    metadata = events.SummaryMetadata("_hparams_/session_start_info")
+    start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+    assert start.hparams["model"].string_value == "WAEGAN"
+    assert start.hparams["penalty_weight"].number_value == 1.0
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    ).experiment
+    assert "test/cost" in {info.name.tag for info in experiment.metric_infos}
+
+
+def test_the_projector_gets_codes_with_labels_and_pictures(trained):
+    run = trained("mnist_wae_gan").parents[1]
+    (tensors,) = run.glob("*/codes/tensors.tsv")
+    codes = [line.split("\t") for line in tensors.read_text().splitlines()]
+    labels = tensors.with_name("metadata.tsv").read_text().split()
+    assert len(codes) == len(labels) == 1000
+    assert all(len(code) == 8 for code in codes)
+    assert set(labels) <= set("0123456789")
+    with Image.open(tensors.with_name("sprite.png")) as sheet:
+        assert sheet.size == (32 * 28, 32 * 28)
+    assert "sprite.png" in (run / "projector_config.pbtxt").read_text()
+
+
+def test_point_clouds_are_in_the_mesh_plugin(trained):
+    flags = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--max_epochs=1"]
+    pictures = ["--trainer.callbacks=PointCloudPictures", "--trainer.callbacks.every_n_epochs=1"]
+    checkpoint = trained("modelnet40_pointnet", *flags, *pictures, "--check_val_every_n_epoch=1")
+    tensors = events_of(checkpoint).Tags()["tensors"]
+    assert {"samples/turnable_VERTEX", "reconstructions/turnable_VERTEX"} <= set(tensors)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["CodePictures", "most_deviating_directions"]
 
@@ -32,10 +34,11 @@ def most_deviating_directions(z: Tensor, z_prior: Tensor) -> Tensor:
 
 
 class CodePictures(Callback):
-    """Draws validation codes over draws from the prior after each validation: to TensorBoard, as ``codes``.
+    """Shows codes in TensorBoard: over draws from the prior after each validation, in its projector after a test.
 
-    The plane is spanned by the two directions in which the codes deviate most from the prior: if even there the two
-    clouds look alike, the codes are right. Codes take the color of their label, where batches have one.
+    Validation codes are drawn as ``codes`` in the plane of the two directions where they deviate most from the prior:
+    if even there the two clouds look alike, the codes are right. Codes take the color of their label, where batches
+    have one. The projector shows test codes with their labels and, where inputs are images, small pictures of them.
 
     Args:
         count: How many codes and how many draws from the prior are shown, at least 2.
@@ -50,6 +53,7 @@ class CodePictures(Callback):
         self.count = count
         self._codes: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._inputs: list[Tensor] = []
 
     def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Any:
         """Draws codes (n, d) over draws from the prior (m, d): a matplotlib ``Figure``."""
@@ -69,13 +73,22 @@ class CodePictures(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
+        self._keep(trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._keep(trainer, pl_module, batch, batch_idx)
+
+    def _keep(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            self._codes, self._labels = [], []
-        model: Any = pl_module
+            self._codes, self._labels, self._inputs = [], [], []
         missing = self.count - sum(map(len, self._codes))
         if missing > 0 and model.latent_dim > 1 and not trainer.sanity_checking:
             x = batch[0] if isinstance(batch, list | tuple) else batch
             self._codes.append(model.encode(x[:missing], noise=True).float().cpu())
+            if trainer.testing and x.ndim == 4:
+                self._inputs.append(x[:missing].float().cpu())
             if isinstance(batch, list | tuple) and batch[-1].ndim == 1:
                 self._labels.append(batch[-1][:missing].cpu())
 
@@ -88,3 +101,19 @@ class CodePictures(Callback):
         labels = torch.cat(self._labels) if self._labels else None
         for writer in writers:
             writer.add_figure("codes", self.draw(torch.cat(self._codes), z_prior, labels), trainer.current_epoch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._codes or not trainer.is_global_zero:
+            return
+        labels = torch.cat(self._labels).tolist() if self._labels else None
+        sprites = _sprites(torch.cat(self._inputs)) if self._inputs else None
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_embedding(torch.cat(self._codes), labels, sprites, trainer.global_step, "codes")
+        self._inputs = []
+
+
+def _sprites(images: Tensor) -> Tensor:
+    """Small pictures of images (n, C, H, W) for the projector, which takes one sheet of at most 8192 x 8192 pixels."""
+    side = min(images.shape[-1], images.shape[-2], 8192 // math.ceil(len(images) ** 0.5), 64)
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
