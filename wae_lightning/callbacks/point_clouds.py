@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PointCloudPictures", "draw_point_sets"]
 
+_MESH = {"material": {"cls": "PointsMaterial", "size": 0.02}, "camera": {"cls": "PerspectiveCamera", "fov": 60}}
+
 
 def draw_point_sets(
     rows: list[Tensor],
@@ -124,7 +126,9 @@ class PointCloudPictures(Callback):
                 writer, step = logger.experiment, trainer.global_step
                 for name, rows in self.point_sets(pl_module, self._inputs).items():
                     writer.add_figure(name, self._draw(name, rows), step)
-                    writer.add_mesh(f"{name}/turnable", torch.cat(rows)[: self.columns].float(), global_step=step)
+                    # browsers draw few such sets at once; two reconstructions stand after their inputs
+                    shown = torch.cat([row[:2] for row in rows]) if name == "reconstructions" else torch.cat(rows)[:2]
+                    writer.add_mesh(f"{name}/turnable", shown.float(), config_dict=_MESH, global_step=step)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._inputs is None or len(self._inputs) < 2 or trainer.log_dir is None or not trainer.is_global_zero:
