@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from wae_lightning.costs import Cost, SquaredError
-from wae_lightning.networks import ConvDecoder, ConvEncoder
+from wae_lightning.networks import ConvDecoder, ConvEncoder, CouplingFlow
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.penalties.adversarial import Adversarial, LRSchedulerCallable, OptimizerCallable
@@ -77,6 +77,13 @@ class WAE(LightningModule):
         gather_codes: With several processes: compute the penalty on the codes of all of them, not on each one's own.
         code_queue: Number of past codes that join each batch in the penalty, for a better estimate with small batches.
             No gradient flows into them; the gradient of the present codes is scaled so that λ keeps its meaning.
+        flow: Invertible network between the encoder's and decoder's own codes and z, which follows the prior; the prior
+            must then be ``Normal``. It is trained by maximum likelihood on the codes, in the same step but without a
+            gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
+            reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
+            ``penalty`` acts on the encoder's own codes in training; in validation and test it is that of z.
+        flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
+            the likelihood of a finite set has no bound.
         compile: Compile encoder and decoder with ``torch.compile`` when training starts; a string is its mode, such as
             ``reduce-overhead`` (CUDA graphs, for small networks on a GPU). Needs a C++ compiler.
         image_shape: (channels, height, width) for the encoder or decoder that is left None.
@@ -111,6 +118,8 @@ class WAE(LightningModule):
         pretrain_steps: int = 0,
         gather_codes: bool = False,
         code_queue: int = 0,
+        flow: CouplingFlow | None = None,
+        flow_noise: float = 0.1,
         compile: bool | str = False,
         image_shape: Sequence[int] = (1, 28, 28),
         latent_dim: int | None = None,
@@ -133,10 +142,16 @@ class WAE(LightningModule):
         if standardize_codes and not isinstance(self.prior, Normal):
             raise ValueError(f"standardize_codes needs a Normal prior, got {type(self.prior).__name__}")
         d = self.prior.latent_dim
+        if not flow_noise > 0:
+            raise ValueError(f"flow_noise must be positive, got {flow_noise}")
+        if flow is not None and (not isinstance(self.prior, Normal) or flow.orders.shape[1] != d):
+            raise ValueError(f"the flow must have {d} dimensions and the prior be Normal, like z")
         self.noise = noise or EncoderNoise()
         self.encoder = encoder or ConvEncoder(image_shape, d * self.noise.features_per_dimension)
         self.decoder = decoder or ConvDecoder(d, image_shape, last_stride=2)
         self.standardize = nn.BatchNorm1d(d, affine=False) if standardize_codes else None
+        self.flow = flow
+        self.flow_noise = flow_noise
         self.cost = cost or SquaredError(scale=0.05)
         self.penalty = penalty or MMD()
         self.penalty.set_prior(self.prior)
@@ -192,7 +207,7 @@ class WAE(LightningModule):
         Raises:
             ValueError: If the encoder puts out another number of features than the prior and the noise need.
         """
-        return self._encode(x, self.training if noise is None else noise)
+        return self._from_code(self._encode(x, self.training if noise is None else noise))
 
     def _features(self, x: Any) -> Tensor:
         return self.encoder(self.noise.on_input(x) if self.training else x)  # type: ignore[no-any-return]
@@ -214,7 +229,15 @@ class WAE(LightningModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Decodes codes (B, latent_dim) to outputs (B, *output)."""
-        return self.decoder(z)  # type: ignore[no-any-return]
+        return self._decode(z if self.flow is None else self.flow.inverse(z / self.prior.scale))
+
+    def _from_code(self, code: Tensor) -> Tensor:
+        """Maps the encoder's own codes to z."""
+        return code if self.flow is None else self.prior.scale * self.flow(code)[0]
+
+    def _decode(self, code: Tensor) -> Tensor:
+        """Decodes the encoder's own codes, from which a flow cancels out."""
+        return self.decoder(code)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructs inputs (B, *input)."""
@@ -265,6 +288,7 @@ class WAE(LightningModule):
         decoded = self.decode(lines.flatten(0, 1))
         return decoded.view(steps, len(a), *decoded.shape[1:])
 
+    @torch.no_grad()
     def training_codes(self) -> Tensor:
         """The codes of the latest 10,000 or so training examples as the encoder drew them, (n, latent_dim).
 
@@ -275,7 +299,7 @@ class WAE(LightningModule):
         """
         if not self._latest:
             raise ValueError("the model holds no training codes: it, or the checkpoint it is from, was not trained")
-        return torch.cat(tuple(self._latest))
+        return self._from_code(torch.cat(tuple(self._latest)))
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -300,13 +324,29 @@ class WAE(LightningModule):
             raise ValueError(f"{name} needs at least 2 codes in a batch, got {len(first)}: raise the batch size")
 
     def _codes_and_cost(self, x: Any) -> tuple[Tensor, Tensor]:
-        """Returns codes in full precision, ``codes_per_input`` in a row for each input, and the mean cost."""
+        """Returns what the penalty is of, in full precision, and the mean cost.
+
+        These are the encoder's own codes in training, and z at other times; ``codes_per_input`` in a row for each
+        input.
+        """
         several = self.penalty.codes_per_input
-        z = self._encode(x, noise=True, codes_per_input=several)
-        reconstruction = self.decode(z[::several])
+        code = self._encode(x, noise=True, codes_per_input=several)
+        reconstruction = self._decode(code[::several])
         with torch.autocast(x.device.type, enabled=False):
             cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
-        return in_full_precision(z), cost
+        code = in_full_precision(code)
+        if not self.training:
+            return self._from_code(code), cost
+        return code, cost if self.flow is None else self._with_gradient_for_flow(self.flow, code, cost)
+
+    def _with_gradient_for_flow(self, flow: CouplingFlow, code: Tensor, cost: Tensor) -> Tensor:
+        # four draws of the noise for each code: the flow is cheap, and its batches are small
+        noisy = code.detach().repeat(4, 1)
+        z, log_determinant = flow(noisy + self.flow_noise * torch.randn_like(noisy))
+        loss: Tensor = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
+        self.log("train/flow_loss", loss.detach())
+        # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
+        return cost + loss - loss.detach()
 
     def _prior_like(self, z: Tensor) -> Tensor:
         return self.prior.sample(len(z), device=z.device).to(z.dtype)

@@ -129,6 +129,8 @@ class ConditionalWAE(WAE):
             raise ValueError(f"match must be joint or marginal, got {match!r}")
         if report and match == "joint":
             raise ValueError("match must be marginal in mode report: a code that is a function of x depends on x")
+        if kwargs.get("flow") is not None:
+            raise ValueError("a conditional model has no flow: it would have to depend on the observed part")
         if likelihood_images < 0:
             raise ValueError(f"likelihood_images must be 0 or more, got {likelihood_images}")
         parts = ImageParts(image_shape, observed, fraction)

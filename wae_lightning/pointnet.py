@@ -8,9 +8,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE, in_full_precision
+from wae_lightning.base import WAE
 from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
-from wae_lightning.networks.flow import CouplingFlow
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
 from wae_lightning.noise import EncoderNoise
 from wae_lightning.priors import Normal, Prior
@@ -74,13 +73,6 @@ class PointNetWAE(WAE):
             of all codes follow the prior. (The assignment is computed on the CPU: about 20 ms for 512 codes.)
         coupling_weight: Weight of the mean squared distance per dimension between codes and partners in the loss.
         coupled_codes: How many of the latest codes are assigned together, at least 1.
-        flow: Invertible network between the encoder's and decoder's own codes and z, which follows the prior; the prior
-            must then be ``Normal``. It is trained by maximum likelihood on the codes, in the same step but without a
-            gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
-            reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
-            ``penalty`` acts on the encoder's own codes in training; in validation and test it is that of z.
-        flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
-            the likelihood of a finite set has no bound.
         orthogonality_weight: Weight of the encoder's departure from orthogonal feature transforms in the loss; without
             transforms it has no effect. PointNet's is 0.001.
         invariance: What the codes shall not depend on: ``rotation`` about the up axis, ``scale``, or both. Each set is
@@ -111,8 +103,6 @@ class PointNetWAE(WAE):
         coupling: float = 0.0,
         coupling_weight: float = 0.0,
         coupled_codes: int = 512,
-        flow: CouplingFlow | None = None,
-        flow_noise: float = 0.1,
         orthogonality_weight: float = 0.001,
         invariance: list[Literal["rotation", "scale"]] | None = None,
         up_axis: Literal["x", "y", "z"] = "y",
@@ -127,9 +117,7 @@ class PointNetWAE(WAE):
         for name, weight in (("coupling_weight", coupling_weight), ("orthogonality_weight", orthogonality_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {weight}")
-        if not flow_noise > 0:
-            raise ValueError(f"flow_noise must be positive, got {flow_noise}")
-        if flow is not None and (coupling > 0 or coupling_weight > 0):
+        if kwargs.get("flow") is not None and (coupling > 0 or coupling_weight > 0):
             raise ValueError("take either a flow or coupling, not both: each is there to make samples follow the prior")
         unknown = set(invariance or ()) - {"rotation", "scale"}
         if unknown:
@@ -148,10 +136,6 @@ class PointNetWAE(WAE):
             latent_dim=latent_dim,
             **kwargs,
         )
-        if flow is not None and (not isinstance(self.prior, Normal) or flow.orders.shape[1] != d):
-            raise ValueError(f"the flow must have {d} dimensions and the prior be Normal, like z")
-        self.flow = flow
-        self.flow_noise = flow_noise
         self.coupling = coupling
         self.coupling_weight = coupling_weight
         self.coupled_codes = coupled_codes
@@ -175,37 +159,7 @@ class PointNetWAE(WAE):
     def encode(self, x: Tensor, noise: bool | None = None) -> Tensor:
         """Encodes point sets (B, N, 3), see :meth:`WAE.encode`; any order of the points gives the same code."""
         check_point_sets(x)
-        code = super().encode(self._into_pose(x)[0] if self.invariance else x, noise)
-        return code if self.flow is None else self.prior.scale * self.flow(code)[0]
-
-    @torch.no_grad()
-    def training_codes(self) -> Tensor:
-        codes = super().training_codes()
-        return codes if self.flow is None else self.prior.scale * self.flow(codes)[0]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Decodes codes (B, latent_dim) to point sets (B, num_points, 3)."""
-        return super().decode(z if self.flow is None else self.flow.inverse(z / self.prior.scale))
-
-    def _codes_and_cost_beside_flow(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the encoder's own codes in training, z at other times, and the mean cost."""
-        assert self.flow is not None
-        several = self.penalty.codes_per_input
-        code = self._encode(x, noise=True, codes_per_input=several)
-        # not self.decode: flow and inverse cancel
-        reconstruction = super().decode(code[::several])
-        with torch.autocast(x.device.type, enabled=False):
-            code = in_full_precision(code)
-            cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
-        if not self.training:
-            return self.prior.scale * self.flow(code)[0], cost
-        # four draws of the noise for each code: the flow is cheap, and its batches are small
-        noisy = code.detach().repeat(4, 1)
-        z, log_determinant = self.flow(noisy + self.flow_noise * torch.randn_like(noisy))
-        loss = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
-        self.log("train/flow_loss", loss.detach())
-        # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
-        return code, cost + loss - loss.detach()
+        return super().encode(self._into_pose(x)[0] if self.invariance else x, noise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructs point sets (B, N, 3), in their own pose and scale."""
@@ -232,11 +186,9 @@ class PointNetWAE(WAE):
     def _codes_and_cost(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.invariance:
             x = self._into_pose(x)[0]
-        if self.flow is not None:
-            z, cost = self._codes_and_cost_beside_flow(x)
-        elif not self.training:
+        if not self.training:
             return super()._codes_and_cost(x)
-        elif self.coupling == 0 and self.coupling_weight == 0:
+        if self.coupling == 0 and self.coupling_weight == 0:
             z, cost = super()._codes_and_cost(x)
         else:
             several = self.penalty.codes_per_input
@@ -250,7 +202,7 @@ class PointNetWAE(WAE):
                 cost = self.cost(x.float(), reconstruction.float()).mean()
                 cost = cost + self.coupling_weight * (first.float() - partner).square().mean()
             z = z.float()
-        if self.training and isinstance(self.encoder, PointNetEncoder):
+        if isinstance(self.encoder, PointNetEncoder):
             cost = cost + self.orthogonality_weight * self.encoder.orthogonality()
         return z, cost
 

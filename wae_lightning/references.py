@@ -58,7 +58,7 @@ class VAE(WAE):
     def __init__(
         self, cost: Cost | None = None, penalty_weight: float = 1.0, noise: GaussianNoise | None = None, **wae: Any
     ) -> None:
-        for name in ("penalty", "standardize_codes", "prior", "gather_codes", "code_queue"):
+        for name in ("penalty", "standardize_codes", "prior", "gather_codes", "code_queue", "flow"):
             if wae.get(name):
                 raise ValueError(f"VAE has no {name}: its penalty is the divergence of each code from N(0, I)")
         noise = noise or GaussianNoise()
