@@ -340,9 +340,9 @@ class WAE(LightningModule):
         return code, cost if self.flow is None else self._with_gradient_for_flow(self.flow, code, cost)
 
     def _with_gradient_for_flow(self, flow: CouplingFlow, code: Tensor, cost: Tensor) -> Tensor:
-        # four draws of the noise for each code: the flow is cheap, and its batches are small
-        noisy = code.detach().repeat(4, 1)
-        z, log_determinant = flow(noisy + self.flow_noise * torch.randn_like(noisy))
+        # the flow is cheap, and the codes of the last batches are nearly those of the present encoder
+        codes = torch.cat([code.detach(), *self._codes_of_last_batches(4 * len(code))])
+        z, log_determinant = flow(codes + self.flow_noise * torch.randn_like(codes))
         loss: Tensor = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
         self.log("train/flow_loss", loss.detach())
         # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
@@ -374,6 +374,13 @@ class WAE(LightningModule):
         self._latest.append(z.detach().clone())
         if sum(map(len, self._latest)) - len(self._latest[0]) >= REMEMBERED_CODES:
             self._latest.popleft()
+
+    def _codes_of_last_batches(self, count: int) -> Iterator[Tensor]:
+        for batch in reversed(self._latest):
+            if count <= 0:
+                return
+            yield batch[-count:].to(self.device)
+            count -= len(batch)
 
     def _with_other_codes(self, z: Tensor) -> Tensor:
         """Joins the codes of the other processes and the past codes to those of this batch."""
