@@ -1,20 +1,29 @@
-"""The normalizing flow between codes and prior."""
+"""The normalizing flows between codes and prior."""
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from scipy.stats import multivariate_normal, norm
 from torch.utils.data import DataLoader
 
-from wae_lightning import PointNetWAE
-from wae_lightning.networks import CouplingFlow
+from wae_lightning import WAEGAN, PointNetWAE
+from wae_lightning.networks import CouplingFlow, MixtureFlow
 from wae_lightning.noise import FixedNoise
 
+FLOWS = [CouplingFlow, MixtureFlow]
 
-def random_flow(dim):
+
+def random_flow(cls, dim):
     torch.manual_seed(0)
-    flow = CouplingFlow(dim, layers=5, hidden=16).double()
-    for coupling in flow.couplings:
-        torch.nn.init.normal_(coupling.network[-1].weight, std=0.3)
+    if cls is CouplingFlow:
+        flow = CouplingFlow(dim, layers=5, hidden=16).double()
+        for coupling in flow.couplings:
+            torch.nn.init.normal_(coupling.network[-1].weight, std=0.3)
+        return flow
+    flow = MixtureFlow(dim, components=5).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
     return flow
 
 
@@ -25,9 +34,10 @@ def test_at_the_start_it_only_permutes():
     assert not log_determinant.any()
 
 
+@pytest.mark.parametrize("cls", FLOWS)
 @pytest.mark.parametrize("dim", [2, 3, 8])
-def test_it_is_invertible_and_knows_its_determinant(dim):
-    flow = random_flow(dim)
+def test_it_is_invertible_and_knows_its_determinant(cls, dim):
+    flow = random_flow(cls, dim)
     x = torch.randn(6, dim, dtype=torch.float64)
     z, log_determinant = flow(x)
     assert not torch.allclose(z, x, atol=0.1)
@@ -35,26 +45,55 @@ def test_it_is_invertible_and_knows_its_determinant(dim):
     for i in range(6):
         jacobian = torch.autograd.functional.jacobian(lambda row: flow(row.unsqueeze(0))[0].squeeze(0), x[i])
         torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_determinant[i])
+        back = torch.autograd.functional.jacobian(lambda row: flow.inverse(row.unsqueeze(0)).squeeze(0), z[i].detach())
+        torch.testing.assert_close(back @ jacobian, torch.eye(dim, dtype=torch.float64))
+    normal = multivariate_normal(np.zeros(dim)).logpdf(z.detach().numpy())
+    torch.testing.assert_close(flow.log_prob(x), torch.from_numpy(normal) + log_determinant)
 
 
-def test_it_stays_invertible_under_mixed_precision():
-    flow = random_flow(8).float()
+def test_the_density_of_a_mixture_is_that_of_its_gaussians():
+    flow, x = random_flow(MixtureFlow, 4), 2 * torch.randn(10, 4, dtype=torch.float64)
+    expected = 0
+    for k, weight in enumerate(flow.weight_logits.softmax(0).tolist()):
+        root = flow.below[k].tril(-1) + flow.log_diagonal[k].exp().diag()
+        covariance = torch.linalg.inv(root.T @ root).detach().numpy()
+        expected += weight * multivariate_normal(flow.means[k].detach().numpy(), covariance).pdf(x.numpy())
+    torch.testing.assert_close(flow.log_prob(x).exp(), torch.from_numpy(expected))
+
+
+def test_the_first_coordinate_of_a_mixture_passes_through_its_distribution_function():
+    flow, x = random_flow(MixtureFlow, 2), torch.randn(10, 2, dtype=torch.float64)
+    scales, means = (-flow.log_diagonal[:, 0]).exp().detach().numpy(), flow.means[:, 0].detach().numpy()
+    below = norm(means, scales).cdf(x[:, :1].numpy()) @ flow.weight_logits.softmax(0).detach().numpy()
+    np.testing.assert_allclose(flow(x)[0][:, 0].detach().numpy(), norm.ppf(below), rtol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [8.0, 30.0])
+def test_a_mixture_inverts_far_from_its_gaussians(distance):
+    flow = random_flow(MixtureFlow, 3)
+    z = torch.tensor([[distance, 0, -distance], [-distance, distance, 0.1]], dtype=torch.float64)
+    torch.testing.assert_close(flow(flow.inverse(z))[0], z, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", FLOWS)
+def test_it_stays_invertible_under_mixed_precision(cls):
+    flow = random_flow(cls, 8).float()
     x = torch.randn(6, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=1e-4, atol=1e-5)
 
 
-def test_maximum_likelihood_makes_two_clusters_normal():
+@pytest.mark.parametrize(("cls", "sizes"), [(CouplingFlow, {"layers": 6, "hidden": 32}), (MixtureFlow, {})])
+def test_maximum_likelihood_makes_two_clusters_normal(cls, sizes):
     torch.manual_seed(0)
-    flow = CouplingFlow(2, layers=6, hidden=32)
+    flow = cls(2, **sizes)
     optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
 
     def two_clusters(n):
         return 0.3 * torch.randn(n, 2) + 2 * torch.randint(0, 2, (n, 1)) - 1
 
     for _ in range(400):
-        z, log_determinant = flow(two_clusters(256))
-        loss = (0.5 * z.square().sum(1) - log_determinant).mean()
+        loss = -flow.log_prob(two_clusters(256)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -71,10 +110,9 @@ def small_model(**arguments):
     return PointNetWAE(latent_dim=6, num_points=32, **arguments)
 
 
-def test_reconstructions_do_not_depend_on_the_flow():
-    with_flow, without = small_model(flow=CouplingFlow(6)), small_model()
-    for coupling in with_flow.flow.couplings:
-        torch.nn.init.normal_(coupling.network[-1].weight, std=0.1)
+@pytest.mark.parametrize("cls", FLOWS)
+def test_reconstructions_do_not_depend_on_the_flow(cls):
+    with_flow, without = small_model(flow=random_flow(cls, 6).float()), small_model()
     without.load_state_dict({k: v for k, v in with_flow.state_dict().items() if not k.startswith("flow")})
     clouds = torch.rand(3, 50, 3)
     with_flow.eval(), without.eval()
@@ -83,9 +121,10 @@ def test_reconstructions_do_not_depend_on_the_flow():
     torch.testing.assert_close(with_flow.decode(with_flow.encode(clouds)), without(clouds))
 
 
-def test_the_flow_learns_and_sends_no_gradient_to_the_encoder():
+@pytest.mark.parametrize("cls", FLOWS)
+def test_the_flow_learns_and_sends_no_gradient_to_the_encoder(cls):
     clouds = torch.rand(64, 40, 3)
-    models = [small_model(flow=flow, penalty_weight=0.0, noise=FixedNoise(0.1)) for flow in (None, CouplingFlow(6))]
+    models = [small_model(flow=flow, penalty_weight=0.0, noise=FixedNoise(0.1)) for flow in (None, cls(6))]
     gradients = []
     for model in models:
         model.log = lambda *_: None
@@ -98,9 +137,10 @@ def test_the_flow_learns_and_sends_no_gradient_to_the_encoder():
     assert all(parameter.grad is not None for parameter in models[1].flow.parameters())
 
 
+@pytest.mark.parametrize("cls", FLOWS)
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-def test_training_and_loading(precision):
-    model = small_model(flow=CouplingFlow(6))
+def test_training_and_loading(precision, cls):
+    model = small_model(flow=cls(6))
     loader = DataLoader(torch.rand(64, 40, 3), batch_size=16)
     trainer = Trainer(
         max_epochs=2,
@@ -113,16 +153,37 @@ def test_training_and_loading(precision):
     trainer.fit(model, loader)
     assert "train/flow_loss" in trainer.callback_metrics
     assert model.eval().float().sample(3).shape == (3, 32, 3)
-    other = small_model(flow=CouplingFlow(6))
+    other = small_model(flow=cls(6))
     other.load_state_dict(model.state_dict())
     clouds = torch.rand(2, 40, 3)
     torch.testing.assert_close(other.eval().encode(clouds), model.encode(clouds))
+
+
+def test_the_flow_sees_the_codes_of_the_last_batches_whatever_their_size():
+    model = small_model(flow=MixtureFlow(6))
+    codes = torch.randn(50, 6)
+    for size in (20, 7, 23):
+        model._latest.append(codes[sum(map(len, model._latest)) :][:size])
+    seen = torch.cat(list(model._codes_of_last_batches(28)))
+    assert torch.equal(seen.sort(0).values, codes[22:].sort(0).values)
+
+
+def test_a_flow_beside_a_critic_leaves_the_critic_alone():
+    torch.manual_seed(0)
+    model = WAEGAN(flow=MixtureFlow(8, components=3))
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer.fit(model, DataLoader(torch.rand(32, 1, 28, 28), batch_size=8))
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: CouplingFlow(1), "at least 2 dimensions"),
+        (lambda: MixtureFlow(4, components=0), "components must be at least 1, got 0"),
         (lambda: small_model(flow=CouplingFlow(5)), "the flow must have 6 dimensions"),
         (lambda: small_model(flow=CouplingFlow(6), coupling=0.5), "either a flow or coupling"),
         (lambda: small_model(flow=CouplingFlow(6), coupling_weight=0.1), "either a flow or coupling"),

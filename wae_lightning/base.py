@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from wae_lightning.costs import Cost, SquaredError
-from wae_lightning.networks import ConvDecoder, ConvEncoder, CouplingFlow
+from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.penalties.adversarial import Adversarial, LRSchedulerCallable, OptimizerCallable
@@ -118,7 +118,7 @@ class WAE(LightningModule):
         pretrain_steps: int = 0,
         gather_codes: bool = False,
         code_queue: int = 0,
-        flow: CouplingFlow | None = None,
+        flow: Flow | None = None,
         flow_noise: float = 0.1,
         compile: bool | str = False,
         image_shape: Sequence[int] = (1, 28, 28),
@@ -144,7 +144,7 @@ class WAE(LightningModule):
         d = self.prior.latent_dim
         if not flow_noise > 0:
             raise ValueError(f"flow_noise must be positive, got {flow_noise}")
-        if flow is not None and (not isinstance(self.prior, Normal) or flow.orders.shape[1] != d):
+        if flow is not None and (not isinstance(self.prior, Normal) or flow.dim != d):
             raise ValueError(f"the flow must have {d} dimensions and the prior be Normal, like z")
         self.noise = noise or EncoderNoise()
         self.encoder = encoder or ConvEncoder(image_shape, d * self.noise.features_per_dimension)
@@ -339,11 +339,10 @@ class WAE(LightningModule):
             return self._from_code(code), cost
         return code, cost if self.flow is None else self._with_gradient_for_flow(self.flow, code, cost)
 
-    def _with_gradient_for_flow(self, flow: CouplingFlow, code: Tensor, cost: Tensor) -> Tensor:
+    def _with_gradient_for_flow(self, flow: Flow, code: Tensor, cost: Tensor) -> Tensor:
         # the flow is cheap, and the codes of the last batches are nearly those of the present encoder
         codes = torch.cat([code.detach(), *self._codes_of_last_batches(4 * len(code))])
-        z, log_determinant = flow(codes + self.flow_noise * torch.randn_like(codes))
-        loss: Tensor = (0.5 * z.square().sum(1) - log_determinant).mean() / self.latent_dim
+        loss: Tensor = -flow.log_prob(codes + self.flow_noise * torch.randn_like(codes)).mean() / self.latent_dim
         self.log("train/flow_loss", loss.detach())
         # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
         return cost + loss - loss.detach()

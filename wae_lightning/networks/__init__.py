@@ -9,7 +9,7 @@ from wae_lightning.networks.conditional import (
 )
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
 from wae_lightning.networks.critic import Critic
-from wae_lightning.networks.flow import CouplingFlow
+from wae_lightning.networks.flow import CouplingFlow, Flow, MixtureFlow
 from wae_lightning.networks.pointnet import (
     FoldingDecoder,
     FullyConnectedDecoder,
@@ -28,8 +28,10 @@ __all__ = [
     "ConvEncoder",
     "CouplingFlow",
     "Critic",
+    "Flow",
     "FoldingDecoder",
     "FullyConnectedDecoder",
+    "MixtureFlow",
     "PointNetClassifier",
     "PointNetEncoder",
     "SeedDecoder",

@@ -1,11 +1,45 @@
-"""A normalizing flow: an invertible network between codes and a normal prior."""
+"""Normalizing flows: invertible maps between codes and a normal prior."""
 
 from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CouplingFlow"]
+__all__ = ["CouplingFlow", "Flow", "MixtureFlow"]
+
+
+class Flow(nn.Module, ABC):
+    """An invertible map of points (B, d) that shall take codes to N(0, I).
+
+    Args:
+        dim: Number of dimensions d, at least 2.
+
+    Raises:
+        ValueError: If ``dim`` is too small.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 2:
+            raise ValueError(f"a flow needs at least 2 dimensions, got {dim}")
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps points (B, d) to (B, d); also returns log |det| of the Jacobian, (B,)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor) -> Tensor:
+        """Maps (B, d) back."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density, (B,), at points (B, d) of what the inverse makes of draws from N(0, I)."""
+        z, log_determinant = self(x)
+        log_prob: Tensor = log_determinant - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+        return log_prob
 
 
 class _Coupling(nn.Module):
@@ -43,7 +77,7 @@ class _Coupling(nn.Module):
         return torch.cat([kept, changed * (-log_scale).exp() - shift], dim=1)
 
 
-class CouplingFlow(nn.Module):
+class CouplingFlow(Flow):
     """Affine coupling layers with fixed permutations of the dimensions between them. At the start it only permutes.
 
     L. Dinh, J. Sohl-Dickstein, S. Bengio, "Density estimation using Real NVP", ICLR 2017.
@@ -67,18 +101,15 @@ class CouplingFlow(nn.Module):
     orders: Tensor
 
     def __init__(self, dim: int, layers: int = 8, hidden: int = 128) -> None:
-        super().__init__()
-        if dim < 2 or layers < 1 or hidden < 1:
-            raise ValueError(
-                f"a flow needs at least 2 dimensions, 1 layer and 1 hidden unit, got {dim}, {layers}, {hidden}"
-            )
+        super().__init__(dim)
+        if layers < 1 or hidden < 1:
+            raise ValueError(f"a flow needs at least 1 layer and 1 hidden unit, got {layers}, {hidden}")
         self.couplings = nn.ModuleList(_Coupling(dim, hidden) for _ in range(layers))
         # the same ones for every model, whatever the seed
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("orders", torch.stack([torch.randperm(dim, generator=generator) for _ in range(layers)]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps points (B, d) to (B, d); also returns log |det| of the Jacobian, (B,)."""
         # under mixed precision, too: rounded to bfloat16 in between, the inverse would not be one
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(next(self.parameters()).dtype)
@@ -89,9 +120,124 @@ class CouplingFlow(nn.Module):
         return x, log_determinant
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Maps (B, d) back."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(next(self.parameters()).dtype)
             for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
                 z = coupling.inverse(z)[:, order.argsort()]  # type: ignore[operator]
         return z
+
+
+class MixtureFlow(Flow):
+    r"""The map that takes a mixture of Gaussians to N(0, I) one coordinate after the other.
+
+    :math:`z_i = \Phi^{-1}\big(F_i(x_i \mid x_1, \dots, x_{i-1})\big)` with the mixture's own conditional distribution
+    functions F: M. Rosenblatt, "Remarks on a multivariate transformation", Annals of Mathematical Statistics 1952. The
+    conditionals of a mixture are mixtures, so both z and the density have closed forms; the inverse finds one root for
+    each coordinate. Codes that fall into clusters are no mixture's but nearly so, and it learns them much faster than
+    layers that only shift and scale.
+
+    Args:
+        dim: Number of dimensions d, at least 2.
+        components: Number of Gaussians, each with a full covariance.
+
+    Raises:
+        ValueError: If an argument is too small.
+
+    Example:
+        >>> flow = MixtureFlow(4, components=3)
+        >>> x = torch.randn(3, 4)
+        >>> z, log_determinant = flow(x)
+        >>> torch.allclose(flow.inverse(z), x, atol=1e-5), log_determinant.shape
+        (True, torch.Size([3]))
+    """
+
+    def __init__(self, dim: int, components: int = 50) -> None:
+        super().__init__(dim)
+        if components < 1:
+            raise ValueError(f"components must be at least 1, got {components}")
+        self.weight_logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.randn(components, dim))
+        # the inverse of the covariance's Cholesky root: its diagonal by logarithms, and what is below
+        self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
+        self.below = nn.Parameter(torch.zeros(components, dim, dim))
+
+    def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Points as each component sees them, (B, k, d), and the logarithms of its weight so far, (B, k, d + 1).
+
+        Coordinate i of the first is standard normal given those before it. The second holds, for each i, weight times
+        density of the coordinates before i.
+        """
+        root = self.below.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
+        # (x - mean) root', multiplied out: no (B, k, d) differences
+        white = torch.einsum("bd,ked->bke", x, root) - torch.einsum("kd,ked->ke", self.means, root)
+        log_density = self.log_diagonal - 0.5 * (white.square() + math.log(2 * math.pi))
+        log_weights = self.weight_logits.log_softmax(0).view(1, -1, 1).expand(len(x), -1, 1)
+        return white, torch.cat([log_weights, log_density], dim=2).cumsum(2)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._whitened(x.to(self.means.dtype))[1][:, :, -1].logsumexp(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            white, log_weights = self._whitened(x.to(self.means.dtype))
+            weights = log_weights[:, :, :-1].softmax(1).double()
+            white = white.double()
+            lower, upper = ((weights * _below(side)).sum(1) for side in (white, -white))
+            # from the smaller of the two tails, whose rounding errors are the smaller ones
+            tail = torch.minimum(lower, upper).clamp(min=1e-300)
+            z = torch.where(lower < upper, 1.0, -1.0) * torch.special.ndtri(tail)
+            log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+            log_determinant = log_weights[:, :, -1].logsumexp(1) - log_normal
+        return z.to(self.means.dtype), log_determinant.to(self.means.dtype)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.double()
+            log_weights = self.weight_logits.double().log_softmax(0).expand(len(z), -1)
+            means, below = self.means.double(), self.below.double().tril(-1)
+            x = z.new_empty(len(z), 0)
+            for i in range(self.dim):
+                # component k sees x_i as slope · x_i + offset
+                slope = self.log_diagonal[:, i].double().exp()
+                offset = (x.unsqueeze(1) - means[:, :i]).mul(below[:, i, :i]).sum(2) - slope * means[:, i]
+                weights = log_weights.softmax(1)
+                x_i = _root(weights, slope, offset, z[:, i])
+                white = slope * x_i.unsqueeze(1) + offset
+                log_weights = log_weights + slope.log() - 0.5 * white.square()
+                x = torch.cat([x, x_i.unsqueeze(1)], dim=1)
+        return x.to(self.means.dtype)
+
+
+def _below(x: Tensor) -> Tensor:
+    """The standard normal distribution function, exact in the lower tail (``torch.special.ndtr`` is not)."""
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
+
+
+def _root(weights: Tensor, slope: Tensor, offset: Tensor, z: Tensor) -> Tensor:
+    """Solves Σ_k weights_k Φ(slope_k x + offset_k) = Φ(z) for x, (B,): Newton's method between shrinking bounds."""
+    # the tail on z's own side, whose rounding errors are the smaller ones
+    side = torch.where(z > 0, -1.0, 1.0)
+
+    def z_and_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
+        white = slope * x.unsqueeze(1) + offset
+        z_of_x = side * torch.special.ndtri((weights * _below(side.unsqueeze(1) * white)).sum(1))
+        return z_of_x, (
+            weights * slope * (0.5 * (z_of_x.unsqueeze(1) - white) * (z_of_x.unsqueeze(1) + white)).exp()
+        ).sum(1)
+
+    with torch.no_grad():
+        # the quantiles of the components enclose that of the mixture
+        quantiles = (z.unsqueeze(1) - offset) / slope
+        low, high = quantiles.min(1).values, quantiles.max(1).values
+        x = (weights * quantiles).sum(1)
+        for _ in range(60):
+            z_of_x, derivative = z_and_derivative(x)
+            if (((z_of_x - z).abs() < 1e-12 * (1 + z.abs())) | (high - low < 1e-14 * (1 + x.abs()))).all():
+                break
+            low, high = torch.where(z_of_x < z, x, low), torch.where(z_of_x > z, x, high)
+            newton = x - (z_of_x - z) / derivative
+            x = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+    # one more step, which carries the derivatives of the root
+    z_of_x, derivative = z_and_derivative(x)
+    return x - (z_of_x - z) / derivative.detach()
