@@ -16,7 +16,7 @@ from wae_lightning.costs import chamfer_distance
 from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd
 
-__all__ = ["chamfer", "mmd_forms", "sampling"]
+__all__ = ["chamfer", "forward_and_backward", "mmd_forms", "sampling"]
 
 LARGEST_ARRAY = 5e8  # bytes; of a larger one only some rows are made, and what is measured is scaled up
 
@@ -35,7 +35,7 @@ def broadcasting_mmd(z: Tensor, z_prior: Tensor, c: float) -> Tensor:
     return off_diagonal(z) + off_diagonal(z_prior) - 2 * kernel(z, z_prior).mean()
 
 
-def _forward_and_backward(loss: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
+def forward_and_backward(loss: Callable[..., Tensor], a: Tensor, b: Tensor) -> None:
     a.grad = None
     loss(a, b).mean().backward()
 
@@ -53,22 +53,22 @@ def mmd_forms(options: Options) -> dict[str, Any]:
             kernel = InverseMultiquadric(c=2.0 * d)
             generator = torch.Generator().manual_seed(0)
             z, z_prior = (torch.randn(n, d, generator=generator).to(device) for _ in range(2))
-            # the same number of pairs of rows, but fewer rows
-            part = min(n, int((LARGEST_ARRAY / 4 / d) ** 0.5))
+            largest = LARGEST_ARRAY / 10 if options.quick else LARGEST_ARRAY
+            part = min(n, int((largest / 4 / d) ** 0.5))
             few, few_prior = z[:part].clone().requires_grad_(), z_prior[:part]
             z.requires_grad_()
-            ours = functools.partial(_forward_and_backward, functools.partial(mmd, kernel=kernel), z, z_prior)
+            ours = functools.partial(forward_and_backward, functools.partial(mmd, kernel=kernel), z, z_prior)
             broadcasting = functools.partial(
-                _forward_and_backward, functools.partial(broadcasting_mmd, c=2.0 * d), few, few_prior
+                forward_and_backward, functools.partial(broadcasting_mmd, c=2.0 * d), few, few_prior
             )
-            repeats = 20 if n == 100 else 1
+            repeats = 10 if n == 100 else 1
             times = in_turns(
                 {
                     "ours": functools.partial(_several, ours, repeats),
                     "broadcasting": functools.partial(_several, broadcasting, repeats),
                 },
                 device,
-                2 if options.quick else 5,
+                1 if options.quick else 5,
             )
             scale = (n / part) ** 2
             # the result in float64, on as many rows as both can take
@@ -116,9 +116,9 @@ def chamfer(options: Options) -> dict[str, Any]:
     a_part, b_part = a[:part].clone().requires_grad_(), b[:part]
     a.requires_grad_()
     forms = {
-        "ours": functools.partial(_forward_and_backward, chamfer_distance, a, b),
-        "full matrix": functools.partial(_forward_and_backward, _chamfer_by_matrix, a_part, b_part),
-        "torch.cdist": functools.partial(_forward_and_backward, _chamfer_by_cdist, a_part, b_part),
+        "ours": functools.partial(forward_and_backward, chamfer_distance, a, b),
+        "full matrix": functools.partial(forward_and_backward, _chamfer_by_matrix, a_part, b_part),
+        "torch.cdist": functools.partial(forward_and_backward, _chamfer_by_cdist, a_part, b_part),
     }
     times = in_turns(forms, device, 2 if options.quick else 5)
     reference = _chamfer_by_matrix(a_part.detach().double(), b_part.double())

@@ -7,7 +7,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +23,7 @@ __all__ = [
     "in_turns",
     "median",
     "peak_megabytes",
+    "peak_of_process",
     "ratio",
     "seconds_of",
     "stopwatch",
@@ -119,6 +119,11 @@ def _resident_and_peak() -> tuple[float, float]:
     return resident / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def peak_of_process(device: torch.device) -> float:
+    """The most memory in MB that this process had so far: on the GPU, or resident."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else _resident_and_peak()[1]
+
+
 def _growth(action: Callable[[], Any]) -> float:
     before, _ = _resident_and_peak()
     action()
@@ -138,7 +143,17 @@ def peak_megabytes(action: Callable[..., Any], device: torch.device) -> float:
         action()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     # the child may only use one thread: those of OpenMP do not survive a fork
-    with ProcessPoolExecutor(
-        1, mp_context=get_context("fork"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as process:
-        return process.submit(_growth, action).result()
+    context = get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def measure() -> None:
+        torch.set_num_threads(1)
+        sender.send(_growth(action))
+
+    process = context.Process(target=measure)
+    process.start()
+    sender.close()
+    try:
+        return float(receiver.recv())
+    finally:
+        process.join()
