@@ -146,9 +146,10 @@ class Train(LightningCLI):
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or self.trainer.log_dir is None:
+        log_dir = self.trainer.log_dir  # asks the first process: all of them must take part
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or log_dir is None:
             return
-        folder = Path(self.trainer.log_dir)
+        folder = Path(log_dir)
         results = {
             "config": self.config_name,
             "epochs": self.trainer.current_epoch,

@@ -2,10 +2,14 @@
 
 import copy
 import functools
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import train
 from test_base import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
@@ -116,3 +120,21 @@ def test_steps_are_logged_when_the_logger_takes_them(tmp_path, every):
     steps = sorted({step for step, name in seen if name == "train/cost"})
     # the first and the last step of an epoch always, and those whose number every_n divides
     assert steps == (list(range(6)) if every == 1 else [0, 3, 5])
+
+
+def test_the_command_line_trains_with_two_processes(tmp_path):
+    flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
+    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
+    run = subprocess.run(
+        [sys.executable, train.__file__, "--config=mnist_wae_gan", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
+    # the second process has the first one's flags, so it neither trains another config nor writes a run of its own
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mnist_wae_gan"]
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
+    assert (folder / "samples.png").is_file()
