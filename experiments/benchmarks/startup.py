@@ -48,11 +48,9 @@ def startup(options: Options) -> dict[str, Any]:
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(2 if options.quick else 5):
+        for _ in range(1 if options.quick else 5):
             for name, command in commands.items():
-                # the first turn fills the caches of the file system
-                if turn or not options.quick or name == "train.py, first step":
-                    times[name].append(_seconds(command, folder))
+                times[name].append(_seconds(command, folder))
     rows: dict[str, Any] = {
         name: {
             "s": statistics.median(wall for wall, _ in found),

@@ -93,7 +93,7 @@ def in_turns_with(
 def training(options: Options) -> dict[str, Any]:
     """Images per second of both configs and of their competitors, by the clock, and the ratios of the two."""
     rows = {}
-    steps, rounds = (15, 3) if options.quick else (40, 10)
+    steps, rounds = (15, 2) if options.quick else (40, 10)
     for config in ("mnist_wae_mmd", "mnist_wae_gan"):
         run = run_of(options, config, *epochs_of(steps, rounds))
         model, data = run.model, run.datamodule
