@@ -86,7 +86,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
         left.barh([i + shift for i in range(len(rates))], list(rates.values()), 0.4, label=config)
         left.set_yticks(range(len(rates)), list(rates))
     left.set(xlabel="images/s", title="training")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     for name, found in results.get("scaling", {}).items():
         if name.startswith("step,"):
             middle.plot([int(x) for x in found], list(found.values()), "o-", label=name)
