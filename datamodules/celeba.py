@@ -54,6 +54,7 @@ class CelebADataModule(ImageDataModule):
             share; a larger one is read from disk batch by batch. CelebA at 64 x 64 has 2.5 GB.
         on_error: ``raise`` stops at the first missing or damaged picture; ``skip`` leaves such pictures out and
             reports how many and which.
+        on_device: Whether all images lie on the trainer's device, as in :class:`~datamodules.images.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or a list or a picture is damaged.
@@ -74,8 +75,9 @@ class CelebADataModule(ImageDataModule):
         flip: bool = False,
         memory_budget: float = 4.0,
         on_error: Literal["raise", "skip"] = "raise",
+        on_device: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, num_workers, on_device)
         if split not in ("official", "paper"):
             raise ValueError(f"split must be 'official' or 'paper', got {split!r}")
         if on_error not in ("raise", "skip"):
@@ -213,6 +215,8 @@ class CelebADataModule(ImageDataModule):
 class ImagesOnDisk(Images):
     """Like ``Images``, but a batch is read from the cache file, in the order of its rows there."""
 
+    in_memory = False
+
     def __init__(self, cache: Cache, labels: Tensor, rows: Tensor) -> None:
         super().__init__(torch.empty(0, *cache.shape[1:], dtype=torch.uint8), labels, rows)
         self.cache = cache
@@ -220,6 +224,9 @@ class ImagesOnDisk(Images):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         rows = self.rows[torch.as_tensor(indices)]
         return self.cache.read(rows), self.labels[rows].long()
+
+    def to(self, device: torch.device) -> Images:
+        raise ValueError("on_device needs the images in memory, but they are read from disk: raise memory_budget")
 
 
 class _Pictures(Sources):

@@ -40,9 +40,10 @@ class HalfImageDataModule(ImageDataModule):
         observed: ``top``, ``bottom``, ``left``, ``right``, ``1_quadrant``, ``2_quadrants`` or ``3_quadrants``.
         fraction: Share of the height (or width) that is observed, in (0, 1), rounded to pixels. With quadrants it is
             the height and the width of the bottom left one, and so places both cuts.
-        root: Root of the default MNIST; give it to ``images`` otherwise. The same holds for the next two.
+        root: Root of the default MNIST; give it to ``images`` otherwise. The same holds for the next three.
         batch_size: Images per batch, 100 if None.
         num_workers: Worker processes of the DataLoader, 0 if None.
+        on_device: Whether all images lie on the trainer's device, as in :class:`~datamodules.images.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or given here although ``images`` has its own.
@@ -63,8 +64,9 @@ class HalfImageDataModule(ImageDataModule):
         root: str | Path | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
+        on_device: bool | None = None,
     ) -> None:
-        own = {"root": root, "batch_size": batch_size, "num_workers": num_workers}
+        own = {"root": root, "batch_size": batch_size, "num_workers": num_workers, "on_device": on_device}
         given = {name: value for name, value in own.items() if value is not None}
         if images is None:
             images = MNISTDataModule(**given)  # type: ignore[arg-type]
@@ -136,9 +138,15 @@ class HalfImageDataModule(ImageDataModule):
     def setup(self, stage: str = "fit") -> None:
         self.images.trainer = self.trainer
         self.images.setup(stage)
-        self.train_set = _HalfImages(self.images.train_set, self._observed_box, self._target_box)
-        self.val_set = _HalfImages(self.images.val_set, self._observed_box, self._target_box)
-        self.test_set = _HalfImages(self.images.test_set, self._observed_box, self._target_box)
+        for name in ("train_set", "val_set", "test_set"):
+            self._halve(name)
+
+    def _halve(self, name: str) -> None:
+        setattr(self, name, _HalfImages(getattr(self.images, name), self._observed_box, self._target_box))
+
+    def _place(self, name: str) -> None:
+        self.images._place(name)
+        self._halve(name)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         observed, target, label = batch

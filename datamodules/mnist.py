@@ -82,6 +82,7 @@ class MNISTDataModule(ImageDataModule):
         val_fraction: Share of the official training set that becomes the validation set.
         split_seed: Seed of that split.
         download: Let torchvision download the set into ``root`` (``data/`` if None) when it is missing.
+        on_device: Whether all images lie on the trainer's device, as in :class:`~datamodules.images.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
@@ -104,8 +105,9 @@ class MNISTDataModule(ImageDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         download: bool = False,
+        on_device: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, num_workers, on_device)
         if variant not in _FOLDERS:
             raise ValueError(f"variant must be one of {', '.join(_FOLDERS)}, got {variant!r}")
         self.root = None if root is None else Path(root)

@@ -1,138 +1,152 @@
-"""Measures training throughput against a bare PyTorch loop: ``python experiments/benchmark.py``.
+"""Measures how fast everything is, and beside what: ``python experiments/benchmark.py --data.root DIR``.
 
-Lightning (the config as train.py runs it, with logging, pictures and checkpoints) and a bare loop over the same
-networks, batch size and loss, with the data as one float tensor, take turns; the medians are compared. Lightning's
-first epoch, in which much is set up, does not count.
+Candidates take turns, so that other work on the machine disturbs all alike; times are medians over the turns, and a
+ratio is the median of the ratios of each turn, by the clock and in CPU time. pythae is measured where it is installed
+(``pip install pythae==0.1.2``), a GPU with ``--device cuda``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import importlib.metadata
 import json
+import logging
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import train
-from pytorch_lightning import Callback
-from torch import Tensor
+from benchmarks.epoch import epoch, outside
+from benchmarks.loaders import loaders
+from benchmarks.parts import chamfer, mmd_forms, sampling
+from benchmarks.scaling import scaling
+from benchmarks.startup import startup
+from benchmarks.training import precision, threads, training
+from benchmarks.turns import Options, peak_of_process
 
-from wae_lightning import WAE
-from wae_lightning.penalties.adversarial import Adversarial
-
-
-class EpochTimes(Callback):
-    """Notes for each epoch how long its training batches took, and how long it took with all that surrounds them."""
-
-    def __init__(self) -> None:
-        self.training: list[float] = []
-        self.whole: list[float] = []
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.is_last_batch:
-            self.training.append(time.perf_counter() - self.start)
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self.whole.append(time.perf_counter() - self.start)
+SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
+    "training": training,
+    "outside": outside,
+    "epoch": epoch,
+    "threads": threads,
+    "loaders": loaders,
+    "mmd": mmd_forms,
+    "chamfer": chamfer,
+    "sampling": sampling,
+    "startup": startup,
+    "scaling": scaling,
+    "precision": precision,
+}
 
 
-def lightning_epoch(config: str, root: str | None, batches: int) -> tuple[float, float, Any]:
-    """Trains for two epochs and returns seconds of the second: its batches, and all of it; and the command line."""
-    flags = [f"--config={config}", "--max_epochs=2", f"--limit_train_batches={batches}", "--enable_model_summary=false"]
-    flags += [f"--data.root={root}"] if root else []
-    run = train.Train(*train.with_full_names(flags))
-    times = EpochTimes()
-    # first, so that the other callbacks' work lies between its two marks
-    run.trainer.callbacks.insert(0, times)
-    run.trainer.fit(run.model, run.datamodule)
-    return times.training[1], times.whole[1], run
-
-
-def bare_epoch(model: WAE, images: Tensor, batch_size: int, batches: int) -> float:
-    """The same training in plain PyTorch; returns its seconds."""
-    model = copy.deepcopy(model).train()
-    penalty, weight = model.penalty, model.penalty_weight
-    of_critic = set(penalty.parameters())
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p not in of_critic], lr=1e-3)
-    critic_optimizer = torch.optim.Adam(penalty.parameters(), lr=1e-3) if of_critic else None
-    start = time.perf_counter()
-    for rows in torch.randperm(len(images)).split(batch_size)[:batches]:
-        x = images[rows]
-        z = model._encode(x, noise=True)
-        cost = model.cost(x, model.decode(z)).mean()
-        loss = cost + weight * penalty(z, model.prior.sample(len(z)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if critic_optimizer is not None:
-            assert isinstance(penalty, Adversarial)
-            critic_loss, _ = penalty.critic_loss(z.detach(), model.prior.sample(len(z)))
-            critic_optimizer.zero_grad()
-            (weight * critic_loss).backward()
-            critic_optimizer.step()
-    return time.perf_counter() - start
-
-
-def compare(config: str, root: str | None, batches: int, rounds: int) -> dict[str, float]:
-    """Takes turns and returns the medians of images per second."""
-    lightning, whole, bare = [], [], []
-    for _ in range(rounds):
-        seconds, seconds_whole, run = lightning_epoch(config, root, batches)
-        data = run.datamodule
-        batch_size = data.batch_size
-        count = min(batches, len(data.train_set) // batch_size) * batch_size
-        images = data.train_set.images[data.train_set.rows].float() / 255
-        bare_epoch(run.model, images, batch_size, 5)
-        bare.append(count / bare_epoch(run.model, images, batch_size, batches))
-        lightning.append(count / seconds)
-        whole.append(count / seconds_whole)
+def machine(device: torch.device, threads: int) -> dict[str, Any]:
+    gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
+    packages = ("torch", "pytorch-lightning", "torchvision", "wae-lightning", "pythae")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
     return {
-        "lightning_images_per_second": statistics.median(lightning),
-        "lightning_with_validation_pictures_checkpoints": statistics.median(whole),
-        "bare_loop_images_per_second": statistics.median(bare),
-        "ratio": statistics.median(a / b for a, b in zip(lightning, bare, strict=True)),
+        "device": f"{platform.machine()}, {os.cpu_count()} cores{gpu}",
+        "threads": threads,
+        "load before": os.getloadavg()[0],
+        "versions": versions,
     }
+
+
+def show(name: str, section: dict[str, Any]) -> None:
+    print(f"\n{name}: {SECTIONS[name].__doc__.splitlines()[0]}")  # type: ignore[union-attr]
+    for row, cells in section.items():
+        if not isinstance(cells, dict):
+            cells = {"": cells}
+        shown = (
+            f"{column} {value:,.4g}" if isinstance(value, float) else f"{column} {value}"
+            for column, value in cells.items()
+        )
+        print(f"  {row:40} " + " · ".join(text.strip() for text in shown))
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Draws how training compares, and how cost grows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for config, candidates in results.get("training", {}).items():
+        rates = {name: row["images/s"] for name, row in candidates.items()}
+        shift = 0.2 if config.endswith("gan") else -0.2
+        left.barh([i + shift for i in range(len(rates))], list(rates.values()), 0.4, label=config)
+        left.set_yticks(range(len(rates)), list(rates))
+    left.set(xlabel="images/s", title="training")
+    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    for name, found in results.get("scaling", {}).items():
+        if name.startswith("step,"):
+            middle.plot([int(x) for x in found], list(found.values()), "o-", label=name)
+        elif name.startswith(("MMD", "Chamfer")):
+            right.plot([int(x) for x in found], list(found.values()), "o-", label=name)
+    for axes, title in ((middle, "one training step"), (right, "penalty and cost")):
+        axes.set(xscale="log", yscale="log", ylabel="ms", title=title)
+        axes.legend(fontsize="small")
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", nargs="+", default=["mnist_wae_mmd", "mnist_wae_gan"], help="configs of images")
-    parser.add_argument("--data.root", dest="root", help="folder of the full set; without it: the bundled digits")
-    parser.add_argument("--batches", type=int, default=270, help="training batches of each epoch (270)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns (5)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="(all)")
+    parser.add_argument("--data.root", dest="root", help="folder that holds MNIST/raw; without it: the bundled digits")
+    parser.add_argument("--celeba_root", help="folder that holds celeba/, for the loaders")
+    parser.add_argument("--modelnet40_root", help="folder of ModelNet40, for the loaders")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="(cpu)")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (its own choice)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter turns: to see that it works")
+    parser.add_argument("--out", type=Path, help="JSON file to write; the sections that it has already are kept")
+    parser.add_argument("--plot", type=Path, help="PNG file to draw")
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
+    if arguments.root and not (Path(arguments.root) / "MNIST" / "raw").is_dir():
+        parser.error(f"--data.root {arguments.root}: no folder MNIST/raw there")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    root = str(Path(arguments.root).resolve()) if arguments.root else None
-    out = arguments.out.resolve() if arguments.out else None
-    results: dict[str, Any] = {
-        "device": f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-    }
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    roots = [
+        str(Path(root).resolve()) if root else None
+        for root in (arguments.root, arguments.celeba_root, arguments.modelnet40_root)
+    ]
+    device = torch.device("cuda:0" if arguments.device == "cuda" else "cpu")
+    options = Options(device, *roots, arguments.quick)
+    out, png = (path.resolve() if path else None for path in (arguments.out, arguments.plot))
+    # LightningCLI and Lightning's launcher look at the command line; their hints are for users, not for a benchmark
+    sys.argv = sys.argv[:1]
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+    results: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
+    results["machine"] = machine(device, torch.get_num_threads()) | {"quick": arguments.quick}
+    print(json.dumps(results["machine"], indent=2))
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for config in arguments.config:
-            results[config] = compare(config, root, arguments.batches, arguments.rounds)
+        for name in arguments.sections:
+            results[name] = SECTIONS[name](options)
+            show(name, results[name])
+            if out:
+                out.write_text(json.dumps(results, indent=2) + "\n")
         os.chdir("/")
-    for config in arguments.config:
-        print(f"\n{config} ({results['device']}; {results['versions']})")
-        for name, value in results[config].items():
-            print(f"  {name:48} {value:10.3f}" if name == "ratio" else f"  {name:48} {value:10.0f}")
+    results["peak memory of this process, MB"] = peak_of_process(device)
+    print(f"\n{time.perf_counter() - started:.0f} s; at most {results['peak memory of this process, MB']:.0f} MB")
     if out:
         out.write_text(json.dumps(results, indent=2) + "\n")
+    if png:
+        plot(results, png)
 
 
 if __name__ == "__main__":

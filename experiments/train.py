@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -124,6 +124,11 @@ class Train(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
+        flags = self.config.trainer
+        chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
+        if flags.enable_progress_bar is not False and not chosen:
+            # Lightning's own choice draws at every step, which takes time and makes a GPU wait
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=20))
         if self.config.ckpt_path is None:
             return
         logger = self.config.trainer.logger
@@ -141,9 +146,10 @@ class Train(LightningCLI):
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or self.trainer.log_dir is None:
+        log_dir = self.trainer.log_dir  # asks the first process: all of them must take part
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or log_dir is None:
             return
-        folder = Path(self.trainer.log_dir)
+        folder = Path(log_dir)
         results = {
             "config": self.config_name,
             "epochs": self.trainer.current_epoch,
@@ -205,7 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.argv = sys.argv[:1]
     try:
         full, name = with_full_names(given)
-        Train(full, name).train()
+        cli = Train(full, name)
+        # with several devices Lightning starts the other processes by this command line
+        sys.argv = [*sys.argv, *given]
+        cli.train()
     except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
         print(f"train.py: error: {in_one_sentence(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -53,8 +53,9 @@ class WAE(LightningModule):
     "Wasserstein auto-encoders", ICLR 2018, eq. 4.
 
     Batches are a tensor, or a tuple or list whose first element is the input, (B, \*input), floats in [0, 1]. Cost and
-    penalty are computed in float32 also under mixed precision. Logged are ``cost`` and ``penalty`` under ``train/``,
-    ``val/`` and ``test/``, and for the latter two ``loss`` = cost + penalty_weight · penalty.
+    penalty are computed in float32 also under mixed precision. Logged are ``cost`` and ``penalty`` under ``train/``
+    (every ``log_every_n_steps`` of the trainer, and at an epoch's first and last step), ``val/`` and ``test/``, and for
+    the latter two ``loss`` = cost + penalty_weight · penalty.
 
     Args:
         encoder: Network (B, \*input) -> (B, d), or (B, 2d) with ``GaussianNoise``. None: ``ConvEncoder``.
@@ -166,6 +167,7 @@ class WAE(LightningModule):
         self._queue = torch.empty(0, d)
         self._accumulated_codes: list[Tensor] = []
         self._latest: deque[Tensor] = deque()
+        self._latest_count = 0
         self._taken_from_trainer: tuple[Any, int] | None = None
         self._rng_state: Tensor | None = None
         self._rng_state_cuda: Tensor | None = None
@@ -365,14 +367,27 @@ class WAE(LightningModule):
             self._train_with_critic(self.penalty, z, cost, batch_idx)
             return None
         penalty = self._penalty(self._with_other_codes(z))
-        self.log_dict({"train/cost": cost.detach(), "train/penalty": penalty.detach()}, prog_bar=True)
+        self._log_step({"train/cost": cost, "train/penalty": penalty}, batch_idx)
         return cost + self.penalty_weight * penalty
+
+    def _log_step(self, values: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs a training step's values, the first one also to the progress bar, if the logger will take them.
+
+        Lightning's bookkeeping takes as long for each value as a small layer, so it is left out where nobody reads it.
+        """
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logged = every and (self.global_step + 1) % every == 0
+        if not (logged or batch_idx == 0 or self.trainer.is_last_batch):
+            return
+        for position, (name, value) in enumerate(values.items()):
+            self.log(name, value.detach(), prog_bar=position == 0)
 
     def _remember(self, z: Tensor) -> None:
         # a copy: with CUDA graphs the next step overwrites z
         self._latest.append(z.detach().clone())
-        if sum(map(len, self._latest)) - len(self._latest[0]) >= REMEMBERED_CODES:
-            self._latest.popleft()
+        self._latest_count += len(z)
+        if self._latest_count - len(self._latest[0]) >= REMEMBERED_CODES:
+            self._latest_count -= len(self._latest.popleft())
 
     def _codes_of_last_batches(self, count: int) -> Iterator[Tensor]:
         for batch in reversed(self._latest):
@@ -430,8 +445,8 @@ class WAE(LightningModule):
         # every parameter gets its gradient in it, as DistributedDataParallel demands.
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward((cost + weight * encoder_loss + weight * critic_loss) / accumulated)
-        self.log_dict({"train/cost": cost.detach(), "train/penalty": encoder_loss.detach()}, prog_bar=True)
-        self.log_dict({"train/critic_loss": critic_loss.detach(), **accuracies})
+        values = {"train/cost": cost, "train/penalty": encoder_loss, "train/critic_loss": critic_loss}
+        self._log_step(values | accuracies, batch_idx)
 
         self._accumulated_codes.append(z.detach())
         if (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch:
@@ -600,6 +615,7 @@ class WAE(LightningModule):
         self._queue = checkpoint.get("code_queue", self._queue)
         if "training_codes" in checkpoint:
             self._latest = deque(checkpoint["training_codes"].split(100))
+            self._latest_count = len(checkpoint["training_codes"])
         # a resumed run may be longer: its one-cycle schedule has the length of the new run, at the step of the old
         for state in checkpoint.get("lr_schedulers", []):
             if "_schedule_phases" in state:

@@ -110,8 +110,9 @@ class CompletionPictures(Callback):
             writer.add_image("completions", picture, trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.log_dir is None or not self._pairs or not trainer.is_global_zero:
+        log_dir = trainer.log_dir  # asks the first process: all of them must take part
+        if log_dir is None or not self._pairs or not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         torchvision.utils.save_image(self._picture(pl_module), folder / "completions.png")

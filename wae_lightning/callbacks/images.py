@@ -85,10 +85,11 @@ class ImagePictures(Callback):
                 writer.add_image(name, picture, trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.log_dir is None or self._inputs is None or not trainer.is_global_zero:
+        log_dir = trainer.log_dir  # asks the first process: all of them must take part
+        if log_dir is None or self._inputs is None or not trainer.is_global_zero:
             return
         pictures = self.draw(pl_module, self._inputs)
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("samples", "reconstructions"):
             torchvision.utils.save_image(pictures[name], folder / f"{name}.png")

@@ -131,9 +131,10 @@ class PointCloudPictures(Callback):
                     writer.add_mesh(f"{name}/turnable", shown.float(), config_dict=_MESH, global_step=step)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._inputs is None or len(self._inputs) < 2 or trainer.log_dir is None or not trainer.is_global_zero:
+        log_dir = trainer.log_dir  # asks the first process: all of them must take part
+        if self._inputs is None or len(self._inputs) < 2 or log_dir is None or not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in self.point_sets(pl_module, self._inputs).items():
             self._draw(name, rows).savefig(folder / f"{name}.png", dpi=100)

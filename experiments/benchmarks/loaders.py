@@ -1,17 +1,12 @@
-"""Measures the data modules against torchvision's classes and a per-item loader, on the same files.
+"""The data modules against torchvision's classes and a per-item loader, on the same files.
 
-    python experiments/benchmark_data.py --mnist_root DIR --celeba_root DIR --modelnet40_root DIR --out data.json
-
-Every rate is that of the fastest of three turns, and the turns of the candidates alternate, so that other work on the
-machine disturbs all alike. Ours include the conversion to floats; a set that is missing is left out.
+Every rate is that of the fastest of several turns, and the turns of the candidates alternate. Ours include the
+conversion to floats; a set that is missing is left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -29,12 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
+from benchmarks.turns import Options
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD
 
+__all__ = ["loaders"]
+
 BATCH_SIZE = 100
-TURNS = 3
-SECONDS = 1.5  # of one turn
 CLOUD_POINTS = 1024
 
 Candidate = Callable[[], Iterable[Any]]
@@ -75,21 +71,21 @@ def theirs(dataset: Dataset[Any], num_workers: int, batch_size: int = BATCH_SIZE
     return lambda: loader
 
 
-def rates(candidates: dict[str, Candidate]) -> dict[str, dict[str, float]]:
-    """Examples and batches per second of each, the fastest of ``TURNS`` turns, from the second batch on."""
+def rates(candidates: dict[str, Candidate], turns: int, seconds_of_turn: float) -> dict[str, dict[str, float]]:
+    """Examples and batches per second of each, the fastest of the turns, from the second batch on."""
     best: dict[str, dict[str, float]] = {}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, candidate in candidates.items():
             examples = batches = 0
             started = None
-            while started is None or time.perf_counter() - started < SECONDS:
+            while started is None or time.perf_counter() - started < seconds_of_turn:
                 for batch in candidate():
                     if started is None:
                         started = time.perf_counter()
                         continue
                     examples += len(batch[0])
                     batches += 1
-                    if time.perf_counter() - started > SECONDS:
+                    if time.perf_counter() - started > seconds_of_turn:
                         break
             seconds = time.perf_counter() - started
             if examples / seconds > best.get(name, {"examples/s": 0})["examples/s"]:
@@ -130,7 +126,7 @@ def starts(make: Callable[..., LightningDataModule], arguments: dict[str, Any]) 
     }
 
 
-def waiting_share(data: LightningDataModule, batches: int = 300) -> float:
+def waiting_share(data: LightningDataModule, batches: int) -> float:
     """Share of a training epoch of the default model that its data take: loader, transfer and conversion."""
     profiler = SimpleProfiler()
     trainer = Trainer(
@@ -151,49 +147,31 @@ def waiting_share(data: LightningDataModule, batches: int = 300) -> float:
     return waited / spent["run_training_epoch"]
 
 
-def report(title: str, rows: dict[str, dict[str, float]]) -> None:
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    print(f"\n{title}\n{'':44}" + "".join(f"{column:>20}" for column in columns))
-    for name, row in rows.items():
-        cells = (f"{row[column]:,.{0 if row[column] >= 100 else 2}f}" if column in row else "" for column in columns)
-        print(f"{name:44}" + "".join(f"{cell:>20}" for cell in cells))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("mnist", "celeba", "modelnet40"):
-        parser.add_argument(f"--{name}_root", type=Path, default=Path("data"), help="as the data module takes it")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    options = parser.parse_args()
+def loaders(options: Options) -> dict[str, Any]:
+    """Time to the first batch and memory; rates of the training loaders; share of training that waits for data."""
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")
-
-    results: dict[str, Any] = {
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        }
-    }
+    turns, seconds = (1, 0.5) if options.quick else (3, 1.0)
+    workers = (0,) if options.quick else (0, 2)
+    root = Path(options.root or "data")
+    celeba_root, modelnet40_root = Path(options.celeba_root or "data"), Path(options.modelnet40_root or "data")
     sets: dict[str, tuple[Callable[..., LightningDataModule], dict[str, Any]]] = {}
     compared: dict[str, dict[str, Candidate]] = {}
     with tempfile.TemporaryDirectory() as caches:
-        if (options.mnist_root / "MNIST" / "raw").is_dir():
-            digits = {"root": options.mnist_root, "batch_size": BATCH_SIZE}
+        if (root / "MNIST" / "raw").is_dir():
+            digits = {"root": root, "batch_size": BATCH_SIZE}
             sets["MNIST"] = MNISTDataModule, digits
             sets["MNIST halves"] = HalfImageDataModule, digits
-            by_image = torchvision.datasets.MNIST(options.mnist_root, transform=ToTensor())
-            compared["MNIST"] = {f"torchvision, {n} workers": theirs(by_image, n) for n in (0, 2)}
-        if (options.celeba_root / "celeba").is_dir():
-            faces = {"root": options.celeba_root, "batch_size": BATCH_SIZE, "cache_dir": f"{caches}/memory"}
+            by_image = torchvision.datasets.MNIST(root, transform=ToTensor())
+            compared["MNIST"] = {f"torchvision, {n} workers": theirs(by_image, n) for n in workers}
+        if (celeba_root / "celeba").is_dir():
+            faces = {"root": celeba_root, "batch_size": BATCH_SIZE, "cache_dir": f"{caches}/memory"}
             sets["CelebA in memory"] = CelebADataModule, faces
             sets["CelebA from disk"] = CelebADataModule, {**faces, "cache_dir": f"{caches}/disk", "memory_budget": 0}
             crop = Compose([CenterCrop(140), Resize(64, interpolation=InterpolationMode.LANCZOS), ToTensor()])
-            by_picture = AnyCelebA(options.celeba_root, transform=crop)
-            alike = {f"torchvision, {n} workers": theirs(by_picture, n) for n in (0, 2)}
+            by_picture = AnyCelebA(celeba_root, transform=crop)
+            alike = {f"torchvision, {n} workers": theirs(by_picture, n) for n in workers}
             compared["CelebA in memory"] = compared["CelebA from disk"] = alike
-        clouds = {"root": options.modelnet40_root, "num_points": CLOUD_POINTS, "source": "hdf5", "batch_size": 32}
+        clouds = {"root": modelnet40_root, "num_points": CLOUD_POINTS, "source": "hdf5", "batch_size": 32}
         try:
             data = ModelNet40DataModule(**clouds)
             data.setup("fit")
@@ -204,33 +182,21 @@ def main() -> None:
         name = f"ModelNet40 {clouds['source']}"
         sets[name] = ModelNet40DataModule, clouds
         by_cloud = CloudByCloud(data.train_set.points, data.train_set.labels)
-        compared[name] = {f"cloud by cloud, {n} workers": theirs(by_cloud, n, 32) for n in (0, 2)}
+        compared[name] = {f"cloud by cloud, {n} workers": theirs(by_cloud, n, 32) for n in workers}
 
-        results["starts"] = {name: starts(*made) for name, made in sets.items()}
-        speeds: dict[str, dict[str, float]] = {}
+        rows: dict[str, Any] = {f"{name}, start": starts(*made) for name, made in sets.items()}
         for name, (make, arguments) in sets.items():
             data = make(**arguments)
             data.prepare_data()
             data.setup("fit")
-            measured = rates({"ours": ours(data), **compared.get(name, {})})
-            speeds[name] = measured["ours"]
+            measured = rates({"ours": ours(data), **compared.get(name, {})}, turns, seconds)
+            rows[name] = measured["ours"]
             for other, rate in list(measured.items())[1:]:
-                speeds[f"  {other} ({name})"] = {
+                rows[f"{name}, {other}"] = {
                     "examples/s": rate["examples/s"],
                     "ours is faster by": measured["ours"]["examples/s"] / rate["examples/s"],
                 }
-        results["rates"] = speeds
-        digits_module = MNISTDataModule(options.mnist_root if "MNIST" in sets else None, BATCH_SIZE)
-        results["default model"] = {"share of time waiting for data": waiting_share(digits_module)}
-
-    report("Time to the first batch, and memory after an epoch", results["starts"])
-    report("Training loaders alone (a step that costs nothing)", results["rates"])
-    print(
-        f"\nWAEMMD on MNIST waits for data {results['default model']['share of time waiting for data']:.2%} of its time"
-    )
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        digits_module = MNISTDataModule(root if "MNIST" in sets else None, BATCH_SIZE)
+        batches = 50 if options.quick else 300
+        rows["WAEMMD on MNIST"] = {"share of time waiting for data": waiting_share(digits_module, batches)}
+    return rows

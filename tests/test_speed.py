@@ -1,0 +1,140 @@
+"""What is done for speed changes no result."""
+
+import copy
+import functools
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import train
+from test_base import small, trainer
+
+from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
+from datamodules.celeba import ImagesOnDisk
+from wae_lightning import WAEGAN, WAEMMD
+
+
+class Costs(torch.nn.Module):
+    """A cost that remembers all its values."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def forward(self, target, reconstruction):
+        cost = (target - reconstruction).square().flatten(1).sum(1)
+        self.values.append(cost.mean().item())
+        return cost
+
+
+def costs(folder, cls=WAEMMD, data=None, change=lambda model: model, **arguments):
+    torch.manual_seed(0)
+    model = change(small(cls, cost=Costs(), **arguments))
+    trainer(folder, limit_train_batches=6, limit_val_batches=0).fit(model, data or MNISTDataModule(batch_size=32))
+    return torch.tensor(model.cost.values)
+
+
+@pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
+def test_fused_adam_trains_alike(tmp_path, cls):
+    losses = [
+        costs(tmp_path, cls, optimizer=functools.partial(torch.optim.Adam, lr=1e-3, fused=fused))
+        for fused in (False, True)
+    ]
+    assert len(losses[0]) == 6
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+
+
+def test_channels_last_trains_alike(tmp_path):
+    def contiguous(model):
+        return model.to(memory_format=torch.contiguous_format)
+
+    losses = [costs(tmp_path, change=change) for change in (copy.copy, contiguous)]
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+
+
+class MovedDigits(MNISTDataModule):
+    """Digits moved to a device, which happens to be the one where they were."""
+
+    def setup(self, stage="fit"):
+        super().setup(stage)
+        for name in ("train_set", "val_set", "test_set"):
+            setattr(self, name, getattr(self, name).to(torch.device("cpu")))
+
+
+def test_resident_images_train_exactly_alike(tmp_path):
+    moved = MovedDigits(batch_size=32)
+    assert torch.equal(costs(tmp_path, data=moved), costs(tmp_path, data=MNISTDataModule(batch_size=32)))
+    # they keep no row of the validation set
+    assert len(moved.train_set.images) == len(moved.train_set) == 9000
+
+
+@pytest.mark.parametrize("module", [MNISTDataModule, HalfImageDataModule])
+def test_resident_images_lie_on_the_device_and_nowhere_else(tmp_path, monkeypatch, module):
+    data = module(batch_size=32, on_device=True)
+    data.trainer = trainer(tmp_path)
+    # a device that every machine has, without arithmetic
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device("meta"))
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        for part in loader.dataset.__getitems__([1, 2]):
+            assert part.device.type == "meta"
+            assert len(part) == 2
+    images = getattr(data, "images", data)
+    assert images.train_set.images.shape == (9000, 1, 28, 28)
+    assert {images.train_set.images.dtype, images.val_set.images.dtype} == {torch.uint8}
+
+
+def test_without_a_gpu_images_stay_where_they_are(tmp_path):
+    data = MNISTDataModule()
+    data.trainer = trainer(tmp_path)
+    data.setup("fit")
+    before = data.train_set
+    assert data.train_dataloader().dataset is before
+
+
+def test_workers_cannot_reach_a_device():
+    with pytest.raises(ValueError, match="on_device needs num_workers 0, got 2"):
+        MNISTDataModule(num_workers=2, on_device=True)
+
+
+def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
+    data = CelebADataModule(tmp_path, on_device=True)
+    data.trainer = trainer(tmp_path)
+    monkeypatch.setattr(type(data.trainer.strategy), "root_device", torch.device("meta"))
+    cache = SimpleNamespace(shape=(3, 3, 64, 64))
+    data.train_set = ImagesOnDisk(cache, torch.zeros(3), torch.arange(3))
+    with pytest.raises(ValueError, match=r"on_device needs the images in memory.*memory_budget"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_steps_are_logged_when_the_logger_takes_them(tmp_path, every):
+    seen = []
+    model = small()
+    log = model.log
+    model.log = lambda name, *args, **kwargs: (seen.append((model.global_step, name)), log(name, *args, **kwargs))[1]
+    trainer(tmp_path, limit_train_batches=6, limit_val_batches=0, log_every_n_steps=every).fit(model, MNISTDataModule())
+    steps = sorted({step for step, name in seen if name == "train/cost"})
+    # the first and the last step of an epoch always, and those whose number every_n divides
+    assert steps == (list(range(6)) if every == 1 else [0, 3, 5])
+
+
+def test_the_command_line_trains_with_two_processes(tmp_path):
+    flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
+    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
+    run = subprocess.run(
+        [sys.executable, train.__file__, "--config=mnist_wae_gan", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
+    # the second process has the first one's flags, so it neither trains another config nor writes a run of its own
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mnist_wae_gan"]
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
+    assert (folder / "samples.png").is_file()
