@@ -30,6 +30,7 @@ from wae_lightning.priors import Normal, Prior, Sphere
 __all__ = ["WAE"]
 
 REMEMBERED_CODES = 10_000
+FLOW_CODES = 200  # the least that a flow learns from in one step
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -243,7 +244,7 @@ class WAE(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructs inputs (B, *input)."""
-        return self.decode(self.encode(x))
+        return self._decode(self._encode(x, self.training))
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -342,10 +343,10 @@ class WAE(LightningModule):
         return code, cost if self.flow is None else self._with_gradient_for_flow(self.flow, code, cost)
 
     def _with_gradient_for_flow(self, flow: Flow, code: Tensor, cost: Tensor) -> Tensor:
-        # the flow is cheap, and the codes of the last batches are nearly those of the present encoder
-        codes = torch.cat([code.detach(), *self._codes_of_last_batches(4 * len(code))])
+        # the codes of the last batches are nearly those of the present encoder
+        codes = torch.cat([code.detach(), *self._codes_of_last_batches(FLOW_CODES - len(code))])
         loss: Tensor = -flow.log_prob(codes + self.flow_noise * torch.randn_like(codes)).mean() / self.latent_dim
-        self.log("train/flow_loss", loss.detach())
+        self._log_step({"train/flow_loss": loss})
         # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
         return cost + loss - loss.detach()
 
@@ -367,20 +368,19 @@ class WAE(LightningModule):
             self._train_with_critic(self.penalty, z, cost, batch_idx)
             return None
         penalty = self._penalty(self._with_other_codes(z))
-        self._log_step({"train/cost": cost, "train/penalty": penalty}, batch_idx)
+        self._log_step({"train/cost": cost, "train/penalty": penalty})
         return cost + self.penalty_weight * penalty
 
-    def _log_step(self, values: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs a training step's values, the first one also to the progress bar, if the logger will take them.
+    def _log_step(self, values: dict[str, Tensor]) -> None:
+        """Logs a training step's values, cost and penalty also to the progress bar, if the logger will take them.
 
         Lightning's bookkeeping takes as long for each value as a small layer, so it is left out where nobody reads it.
         """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logged = every and (self.global_step + 1) % every == 0
-        if not (logged or batch_idx == 0 or self.trainer.is_last_batch):
-            return
-        for position, (name, value) in enumerate(values.items()):
-            self.log(name, value.detach(), prog_bar=position == 0)
+        if logged or self.trainer.fit_loop.batch_idx == 0 or self.trainer.is_last_batch:
+            for name, value in values.items():
+                self.log(name, value.detach(), prog_bar=name in ("train/cost", "train/penalty"))
 
     def _remember(self, z: Tensor) -> None:
         # a copy: with CUDA graphs the next step overwrites z
@@ -429,8 +429,8 @@ class WAE(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions of the inputs."""
-        z = self.encode(self._input(batch))
-        return z, self.decode(z)
+        code = self._encode(self._input(batch), noise=False)
+        return self._from_code(code), self._decode(code)
 
     # ---- training against a critic: two optimizers, by hand ---------------------------------------------------------
 
@@ -446,7 +446,7 @@ class WAE(LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward((cost + weight * encoder_loss + weight * critic_loss) / accumulated)
         values = {"train/cost": cost, "train/penalty": encoder_loss, "train/critic_loss": critic_loss}
-        self._log_step(values | accuracies, batch_idx)
+        self._log_step(values | accuracies)
 
         self._accumulated_codes.append(z.detach())
         if (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch:

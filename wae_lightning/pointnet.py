@@ -163,11 +163,11 @@ class PointNetWAE(WAE):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructs point sets (B, N, 3), in their own pose and scale."""
-        reconstruction = self.decode(self.encode(x))
-        if self.invariance:
-            _, rotation, scale = self._into_pose(x)
-            reconstruction = reconstruction * scale @ rotation.transpose(1, 2)
-        return reconstruction
+        check_point_sets(x)
+        if not self.invariance:
+            return super().forward(x)
+        posed, rotation, scale = self._into_pose(x)
+        return super().forward(posed) * scale @ rotation.transpose(1, 2)
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions (B, num_points, 3)."""

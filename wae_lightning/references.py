@@ -86,7 +86,7 @@ class VAE(WAE):
             self._check_range(x)
         z, cost, divergence = self._codes_cost_and_divergence(x)
         self._remember(z)
-        self._log_step({"train/cost": cost, "train/penalty": divergence}, batch_idx)
+        self._log_step({"train/cost": cost, "train/penalty": divergence})
         return cost + self.penalty_weight * divergence
 
     def _evaluation_step(self, stage: str, batch: Any) -> None:

@@ -238,6 +238,6 @@ def _root(weights: Tensor, slope: Tensor, offset: Tensor, z: Tensor) -> Tensor:
             low, high = torch.where(z_of_x < z, x, low), torch.where(z_of_x > z, x, high)
             newton = x - (z_of_x - z) / derivative
             x = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
-    # one more step, which carries the derivatives of the root
+    # one more step, which carries the derivatives of the root; between far clusters that of z may underflow
     z_of_x, derivative = z_and_derivative(x)
-    return x - (z_of_x - z) / derivative.detach()
+    return x - (z_of_x - z) / derivative.detach().clamp(min=1e-6)
