@@ -3,7 +3,12 @@
 import csv
 import functools
 import math
+import shutil
+import subprocess
+import sys
 import textwrap
+import zipfile
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -23,12 +28,12 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_summary import summarize
+from test_celeba import draw_celeba
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
-from test_celeba import draw_celeba
 from wae_lightning import WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import CodePictures, Dashboard, ImagePictures
 from wae_lightning.costs import Cost
@@ -563,3 +568,93 @@ def test_csv_logger(name, tmp_path):
     assert len(steps) == 8
     assert all(math.isfinite(float(row["train/penalty"])) for row in steps)
     assert len([row for row in rows if row["val/loss"]]) == 2
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+class Method(nn.Module):
+    """One method of a model as the forward of a module, which is what exporters take; also in docs/deployment.md."""
+
+    def __init__(self, model, name):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *inputs):
+        return getattr(self.model, self.name)(*inputs)
+
+
+def exportable(name, method):
+    """A model after some training, inputs to trace it with, other inputs of another batch size, and its outputs."""
+    model = ours(name)
+    if name == "PointNetWAE":
+        # at the start a flow only permutes
+        nn.init.normal_(model.flow.couplings[0].network[-1].weight, std=0.1)
+    if name == "WAEMMD":
+        model = ours(name, noise=GaussianNoise(), encoder=TheirEncoder(2 * D), standardize_codes=True)
+        model.train().encode(images())
+    model.eval().requires_grad_(False)
+
+    def inputs(n):
+        x = {"PointNetWAE": torch.rand(n, 20, 3), "ConditionalWAE": torch.rand(n, 1, 4, 8)}
+        x = x.get(name, torch.rand(n, 1, 8, 8))
+        if name == "ConditionalWAE":
+            return x, x.flip(2) if method == "encode" else model.prior.sample(n)
+        return (x if method == "encode" else model.prior.sample(n),)
+
+    part, others = Method(model, method), inputs(5)
+    return part.eval(), inputs(3), others, part(*others)
+
+
+def any_batch_size(inputs):
+    batch = torch.export.Dim("batch")
+    return (tuple({0: batch} for _ in inputs),)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+@pytest.mark.parametrize("name", MODELS)
+def test_torch_export(name, method):
+    part, inputs, others, expected = exportable(name, method)
+    program = torch.export.export(part, inputs, dynamic_shapes=any_batch_size(inputs))
+    assert torch.allclose(program.module()(*others), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode"])
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_export(name, method, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    part, inputs, others, expected = exportable(name, method)
+    program = torch.onnx.export(part, inputs, dynamo=True, dynamic_shapes=any_batch_size(inputs), verbose=False)
+    program.save(tmp_path / "part.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "part.onnx")
+    names = [put.name for put in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (x.numpy() for x in others), strict=True)))
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+# ---- the wheel -------------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_both_packages_with_their_data(tmp_path):
+    root = Path(__file__).parents[1]
+    if not (root / "wae_lightning").is_dir():
+        pytest.skip("the tests run against an installed wheel, without the source")
+    source = tmp_path / "source"
+    for name in ("wae_lightning", "datamodules"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('.'))"
+    run = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True)
+    held = set(zipfile.ZipFile(source / run.stdout.split()[-1]).namelist())
+    wanted = {
+        str(path.relative_to(source))
+        for name in ("wae_lightning", "datamodules")
+        for path in (source / name).rglob("*")
+        if path.is_file()
+    }
+    assert {"datamodules/data/digits.h5", "wae_lightning/metrics/digit_classifier.pt"} <= wanted
+    assert {"datamodules/py.typed", "wae_lightning/py.typed"} <= wanted
+    assert wanted <= held
+    assert not {name.split("/")[0] for name in held} & {"tests", "experiments"}

@@ -313,17 +313,16 @@ class FoldingDecoder(nn.Module):
         # the first n points of the rows of a square grid, the last row spread out
         rows = math.ceil(math.sqrt(n))
         i = torch.arange(n, device=like.device)
-        columns = torch.bincount(i * rows // n, minlength=rows)
         row = i * rows // n
-        column = i - (columns.cumsum(0) - columns)[row]
-        grid = torch.stack([(row + 0.5) / rows, (column + 0.5) / columns[row]], dim=1)
+        start, end = ((r * n + rows - 1) // rows for r in (row, row + 1))
+        grid = torch.stack([(row + 0.5) / rows, (i - start + 0.5) / (end - start)], dim=1)
         return (2 * grid - 1).to(like.dtype).unsqueeze(0)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (B, latent_dim) to point sets (B, num_points, 3)."""
         patches = []
         for folds, n in zip(self.patches, self.shares, strict=True):
-            points = self._sheet(n, len(z), z)
+            points = self._sheet(n, z.shape[0], z)
             for fold in folds:  # type: ignore[attr-defined]
                 points = fold(z, points)
             patches.append(points)
