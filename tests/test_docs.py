@@ -64,7 +64,7 @@ MODULES = [
 
 
 def documented(cls, name):
-    """Whether a method or the one of ours, or the documented one of a library's, that it overrides tells what it does."""
+    """Whether a method tells what it does, or one that it overrides does, be it ours or a library's."""
     for base in cls.__mro__:
         if name in vars(base) and inspect.getdoc(vars(base)[name]):
             ours = base.__module__.split(".")[0] in ("wae_lightning", "datamodules")
@@ -84,6 +84,10 @@ def test_everything_public_has_a_docstring(module):
             continue
         assert vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__, name
         if inspect.isclass(thing):
-            methods = [key for key, value in vars(thing).items() if callable(value) or isinstance(value, property)]
+            methods = [
+                key
+                for key, value in vars(thing).items()
+                if callable(value) or isinstance(value, property | classmethod)
+            ]
             missing = [key for key in methods if not key.startswith("_") and not documented(thing, key)]
             assert not missing, f"{name}: {', '.join(missing)}"

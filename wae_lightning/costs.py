@@ -108,8 +108,8 @@ def check_point_sets(*clouds: Tensor) -> None:
             raise ValueError(f"point sets must be floats of shape (B, N, 3), got {points.dtype} {tuple(points.shape)}")
         if points.shape[0] != clouds[0].shape[0]:
             raise ValueError(f"the two batches must agree in size, got {len(clouds[0])} and {len(points)} point sets")
-        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN. A graph that is
-        # exported or compiled cannot depend on values.
+        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN. A graph that
+        # is exported or compiled cannot depend on values.
         if points.device.type == "cpu" and not torch.compiler.is_compiling() and not points.isfinite().all():
             raise ValueError("point sets must be finite, got NaN or infinite coordinates")
 
