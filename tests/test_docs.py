@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import datamodules
 import wae_lightning
@@ -23,6 +24,8 @@ EXAMPLES = [
 @pytest.mark.parametrize(("page", "number", "code"), EXAMPLES)
 def test_an_example_runs(page, number, code, tmp_path, monkeypatch):
     if "onnxruntime" in code:
+        if torch.__version__ < (2, 7):
+            pytest.skip("PyTorch 2.6 exports to ONNX with no onnxscript that was tried")
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)

@@ -607,7 +607,8 @@ def exportable(name, method):
 
 
 def any_batch_size(inputs):
-    batch = torch.export.Dim("batch")
+    # PyTorch 2.6 wants a largest size for graphs with slices
+    batch = torch.export.Dim("batch", max=2**16)
     return (tuple({0: batch} for _ in inputs),)
 
 
@@ -619,6 +620,7 @@ def test_torch_export(name, method):
     assert torch.allclose(program.module()(*others), expected, atol=1e-4)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="PyTorch 2.6 exports to ONNX with no onnxscript that was tried")
 @pytest.mark.parametrize("method", ["encode", "decode"])
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_export(name, method, tmp_path):

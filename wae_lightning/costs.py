@@ -62,7 +62,12 @@ class Cost(nn.Module, ABC):
 
 
 class SquaredError(Cost):
-    """scale · Σ (x - y)²."""
+    """scale · Σ (x - y)².
+
+    Example:
+        >>> SquaredError(scale=0.5)(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+        tensor([5.])
+    """
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).square().flatten(1).sum(1)
@@ -76,7 +81,12 @@ class Euclidean(Cost):
 
 
 class AbsoluteError(Cost):
-    """scale · Σ |x - y|."""
+    """scale · Σ |x - y|.
+
+    Example:
+        >>> AbsoluteError(scale=0.5)(torch.zeros(1, 2), torch.tensor([[1.0, -3.0]]))
+        tensor([2.])
+    """
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).abs().flatten(1).sum(1)
@@ -291,6 +301,11 @@ class ChamferDistance(_PointSetCost):
     Args:
         scale: Factor of the whole cost.
         squared: False: distances instead of squared distances.
+
+    Example:
+        >>> cloud = torch.rand(2, 50, 3)
+        >>> ChamferDistance()(cloud, cloud.flip(1))  # the order of the points does not matter
+        tensor([0., 0.])
     """
 
     def __init__(self, scale: float = 1.0, squared: bool = True) -> None:

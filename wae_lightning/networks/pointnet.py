@@ -245,6 +245,10 @@ class SeedDecoder(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> SeedDecoder(16, num_points=500)(torch.randn(2, 16)).shape
+        torch.Size([2, 500, 3])
     """
 
     def __init__(
@@ -284,6 +288,10 @@ class FoldingDecoder(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> FoldingDecoder(16, num_points=500, patches=4, folds=1)(torch.randn(2, 16)).shape
+        torch.Size([2, 500, 3])
     """
 
     def __init__(
