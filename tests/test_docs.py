@@ -69,7 +69,7 @@ MODULES = [
 def documented(cls, name):
     """Whether a method tells what it does, or one that it overrides does, be it ours or a library's."""
     for base in cls.__mro__:
-        if name in vars(base) and inspect.getdoc(vars(base)[name]):
+        if name in vars(base) and vars(base)[name].__doc__:
             ours = base.__module__.split(".")[0] in ("wae_lightning", "datamodules")
             # what forward does, PyTorch cannot know
             return ours or name != "forward"
