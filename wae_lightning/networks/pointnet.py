@@ -181,6 +181,7 @@ class PointNetClassifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps point sets (B, N, 3) to logits (B, num_classes)."""
         return self.output(self.features(x))  # type: ignore[no-any-return]
 
 
