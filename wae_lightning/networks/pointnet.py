@@ -75,6 +75,7 @@ class TNet(nn.Module):
             last.bias.copy_(torch.eye(dim).flatten())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps point sets (B, N, dim) to matrices (B, dim, dim)."""
         return self.output(self.points(x).relu()).unflatten(1, (self.dim, self.dim))  # type: ignore[no-any-return]
 
 
