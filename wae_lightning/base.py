@@ -103,6 +103,8 @@ class WAE(LightningModule):
     prior: Prior
     cost: Cost
     penalty: Penalty
+    lr: float | None = None
+    """Learning rate that replaces the one of ``optimizer``; this is where Lightning's learning-rate finder puts its."""
 
     def __init__(
         self,
@@ -524,11 +526,13 @@ class WAE(LightningModule):
 
     def configure_optimizers(self) -> Any:
         if not isinstance(self.penalty, Adversarial):
-            return self._optimizer(self.parameters(), self.make_optimizer, self.make_lr_scheduler, self.lr_interval)
+            return self._optimizer(
+                self.parameters(), self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.lr
+            )
         of_critic = set(self.penalty.parameters())
         autoencoder = [parameter for parameter in self.parameters() if parameter not in of_critic]
         configs = (
-            self._optimizer(autoencoder, self.make_optimizer, self.make_lr_scheduler, self.lr_interval),
+            self._optimizer(autoencoder, self.make_optimizer, self.make_lr_scheduler, self.lr_interval, self.lr),
             self._optimizer(
                 self.penalty.parameters(),
                 self.penalty.make_optimizer,
@@ -547,8 +551,12 @@ class WAE(LightningModule):
         make_optimizer: OptimizerCallable | None,
         make_lr_scheduler: LRSchedulerCallable | None,
         lr_interval: str,
+        lr: float | None = None,
     ) -> dict[str, Any]:
         optimizer = (make_optimizer or functools.partial(torch.optim.Adam, lr=1e-3))(parameters)
+        if lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         if make_lr_scheduler is None:
             return {"optimizer": optimizer}
         scheduler: Any

@@ -62,7 +62,12 @@ class Cost(nn.Module, ABC):
 
 
 class SquaredError(Cost):
-    """scale · Σ (x - y)²."""
+    """scale · Σ (x - y)².
+
+    Example:
+        >>> SquaredError(scale=0.5)(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]]))
+        tensor([5.])
+    """
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).square().flatten(1).sum(1)
@@ -76,7 +81,12 @@ class Euclidean(Cost):
 
 
 class AbsoluteError(Cost):
-    """scale · Σ |x - y|."""
+    """scale · Σ |x - y|.
+
+    Example:
+        >>> AbsoluteError(scale=0.5)(torch.zeros(1, 2), torch.tensor([[1.0, -3.0]]))
+        tensor([2.])
+    """
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         return (target - reconstruction).abs().flatten(1).sum(1)
@@ -106,10 +116,11 @@ def check_point_sets(*clouds: Tensor) -> None:
             )
         if points.dim() != 3 or points.shape[2] != 3 or points.shape[1] < 1 or not points.is_floating_point():
             raise ValueError(f"point sets must be floats of shape (B, N, 3), got {points.dtype} {tuple(points.shape)}")
-        if len(points) != len(clouds[0]):
+        if points.shape[0] != clouds[0].shape[0]:
             raise ValueError(f"the two batches must agree in size, got {len(clouds[0])} and {len(points)} point sets")
-        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN
-        if points.device.type == "cpu" and not points.isfinite().all():
+        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN. A graph that
+        # is exported or compiled cannot depend on values.
+        if points.device.type == "cpu" and not torch.compiler.is_compiling() and not points.isfinite().all():
             raise ValueError("point sets must be finite, got NaN or infinite coordinates")
 
 
@@ -290,6 +301,11 @@ class ChamferDistance(_PointSetCost):
     Args:
         scale: Factor of the whole cost.
         squared: False: distances instead of squared distances.
+
+    Example:
+        >>> cloud = torch.rand(2, 50, 3)
+        >>> ChamferDistance()(cloud, cloud.flip(1))  # the order of the points does not matter
+        tensor([0., 0.])
     """
 
     def __init__(self, scale: float = 1.0, squared: bool = True) -> None:

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 __all__ = ["ImageParts", "Observed"]
 
 Observed = Literal["top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants"]
+Box = tuple[int, int, int, int]
+"""Top, bottom, left and right; bottom and right are excluded."""
 _OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 
 
@@ -59,46 +61,46 @@ class ImageParts:
         }
         self.mask = anywhere | places[observed]
         """Boolean (1, height, width): True where an image is observed, False where it is the target."""
+        self._observed_box, self._target_box = _box(self.mask), _box(~self.mask)
 
     @property
     def observed_shape(self) -> tuple[int, int, int]:
         """Shape of an observed part: (channels, height, width)."""
-        return self._shape(self.mask)
+        return self._shape(self._observed_box)
 
     @property
     def target_shape(self) -> tuple[int, int, int]:
         """Shape of a target: (channels, height, width)."""
-        return self._shape(~self.mask)
+        return self._shape(self._target_box)
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts images (..., C, H, W) into (observed, target)."""
-        return self._cut(images, self.mask), self._cut(images, ~self.mask)
+        return self._cut(images, self.mask, self._observed_box), self._cut(images, ~self.mask, self._target_box)
 
     def join(self, observed: Tensor, target: Tensor) -> Tensor:
         """Puts the two parts together again: (..., *observed_shape), (..., *target_shape) -> (..., C, H, W).
 
         The leading dimensions are broadcast. Pixels of the observed part are the same bits as before.
         """
-        return torch.where(
-            self.mask.to(observed.device), self._placed(observed, self.mask), self._placed(target, ~self.mask)
-        )
+        placed = self._placed(observed, self._observed_box), self._placed(target, self._target_box)
+        return torch.where(self.mask.to(observed.device), *placed)
 
-    def _shape(self, mask: Tensor) -> tuple[int, int, int]:
-        top, bottom, left, right = _box(mask)
+    def _shape(self, box: Box) -> tuple[int, int, int]:
+        top, bottom, left, right = box
         return self.image_shape[0], bottom - top, right - left
 
-    def _cut(self, images: Tensor, mask: Tensor) -> Tensor:
-        top, bottom, left, right = _box(mask)
+    def _cut(self, images: Tensor, mask: Tensor, box: Box) -> Tensor:
+        top, bottom, left, right = box
         part = images[..., top:bottom, left:right]
         return torch.where(mask[:, top:bottom, left:right].to(part.device), part, 0)
 
-    def _placed(self, part: Tensor, mask: Tensor) -> Tensor:
-        top, bottom, left, right = _box(mask)
+    def _placed(self, part: Tensor, box: Box) -> Tensor:
+        top, bottom, left, right = box
         _, height, width = self.image_shape
         return F.pad(part, (left, width - right, top, height - bottom))
 
 
-def _box(mask: Tensor) -> tuple[int, int, int, int]:
-    """The smallest rectangle around the True entries: top, bottom, left, right."""
+def _box(mask: Tensor) -> Box:
+    """The smallest rectangle around the True entries."""
     rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -60,6 +60,11 @@ class FixedNoise(EncoderNoise):
 
     Args:
         std: s, in (0, 1): the share of the noise.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> round(FixedNoise(0.5)(torch.randn(10_000, 1)).var().item(), 1)
+        1.0
     """
 
     def __init__(self, std: float) -> None:
@@ -82,6 +87,11 @@ class GaussianNoise(EncoderNoise):
 
     Args:
         initial_std: The standard deviation where the network's log-variance output is 0, so about the one at the start.
+
+    Example:
+        >>> features = torch.zeros(3, 2 * 4)  # mean and log-variance of 4 dimensions
+        >>> GaussianNoise(initial_std=0.3)(features).shape, GaussianNoise(initial_std=0.3).variance(features)[0, 0]
+        (torch.Size([3, 4]), tensor(0.0900))
     """
 
     features_per_dimension = 2

@@ -42,7 +42,7 @@ def upright_pose(points: Tensor, up_axis: Literal["x", "y", "z"] = "y") -> Tenso
     first = torch.stack([angle.cos(), angle.sin()], dim=1)
     sign = (plane @ first.unsqueeze(2)).pow(3).sum((1, 2)).sign()
     first = first * torch.where(sign == 0, 1.0, sign).unsqueeze(1)
-    rotation = points.new_zeros(len(points), 3, 3)
+    rotation = points.new_zeros(points.shape[0], 3, 3)
     rotation[:, up, up] = 1
     rotation[:, across[0], across[0]] = rotation[:, across[1], across[1]] = first[:, 0]
     rotation[:, across[1], across[0]] = first[:, 1]
@@ -146,8 +146,8 @@ class PointNetWAE(WAE):
 
     def _into_pose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the sets in the form that is encoded, and the rotations and the scales that lead there."""
-        rotation = torch.eye(3, device=x.device, dtype=x.dtype).expand(len(x), 3, 3)
-        scale = x.new_ones(len(x), 1, 1)
+        rotation = torch.eye(3, device=x.device, dtype=x.dtype).expand(x.shape[0], 3, 3)
+        scale = x.new_ones(x.shape[0], 1, 1)
         if "rotation" in self.invariance:
             rotation = upright_pose(x, self.up_axis)
             x = x @ rotation

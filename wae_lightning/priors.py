@@ -73,7 +73,12 @@ class Prior(ABC):
 
 
 class Normal(Prior):
-    """N(0, scale² I): E‖z - z'‖² = 2 d scale²."""
+    """N(0, scale² I): E‖z - z'‖² = 2 d scale².
+
+    Example:
+        >>> Normal(8).sample(3).shape, Normal(8, scale=2.0).expected_squared_distance
+        (torch.Size([3, 8]), 64.0)
+    """
 
     @property
     def expected_squared_distance(self) -> float:
@@ -91,6 +96,10 @@ class Uniform(Prior):
     """Uniform on the cube [-scale, scale]^d: E‖z - z'‖² = 2 d scale² / 3.
 
     The encoder's output passes through tanh. (The authors' code takes d, not 2d/3, as the kernel's constant.)
+
+    Example:
+        >>> Uniform(3).project(torch.tensor([[0.0, 100.0, -100.0]]))
+        tensor([[ 0.,  1., -1.]])
     """
 
     @property
@@ -108,6 +117,11 @@ class Sphere(Prior):
     """Uniform on the sphere of radius scale in d dimensions: E‖z - z'‖² = 2 scale².
 
     The encoder's output is divided by its norm.
+
+    Example:
+        >>> Sphere(2, scale=5.0).project(torch.tensor([[3.0, 4.0], [30.0, 40.0]]))
+        tensor([[3., 4.],
+                [3., 4.]])
     """
 
     @property

@@ -24,6 +24,16 @@ class DividedLR(LambdaLR):
 
     Raises:
         ValueError: If the two differ in length.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = DividedLR(optimizer, milestones=[1, 2], divisors=[2, 5])
+        >>> for _ in range(2):
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> schedule.get_last_lr()
+        [0.1]
     """
 
     def __init__(

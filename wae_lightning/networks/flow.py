@@ -113,7 +113,7 @@ class CouplingFlow(Flow):
         # under mixed precision, too: rounded to bfloat16 in between, the inverse would not be one
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(next(self.parameters()).dtype)
-            log_determinant = x.new_zeros(len(x))
+            log_determinant = x.new_zeros(x.shape[0])
             for coupling, order in zip(self.couplings, self.orders, strict=True):
                 x, of_layer = coupling(x[:, order])
                 log_determinant = log_determinant + of_layer

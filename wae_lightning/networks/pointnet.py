@@ -75,6 +75,7 @@ class TNet(nn.Module):
             last.bias.copy_(torch.eye(dim).flatten())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps point sets (B, N, dim) to matrices (B, dim, dim)."""
         return self.output(self.points(x).relu()).unflatten(1, (self.dim, self.dim))  # type: ignore[no-any-return]
 
 
@@ -181,6 +182,7 @@ class PointNetClassifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps point sets (B, N, 3) to logits (B, num_classes)."""
         return self.output(self.features(x))  # type: ignore[no-any-return]
 
 
@@ -245,6 +247,10 @@ class SeedDecoder(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> SeedDecoder(16, num_points=500)(torch.randn(2, 16)).shape
+        torch.Size([2, 500, 3])
     """
 
     def __init__(
@@ -284,6 +290,10 @@ class FoldingDecoder(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> FoldingDecoder(16, num_points=500, patches=4, folds=1)(torch.randn(2, 16)).shape
+        torch.Size([2, 500, 3])
     """
 
     def __init__(
@@ -313,17 +323,16 @@ class FoldingDecoder(nn.Module):
         # the first n points of the rows of a square grid, the last row spread out
         rows = math.ceil(math.sqrt(n))
         i = torch.arange(n, device=like.device)
-        columns = torch.bincount(i * rows // n, minlength=rows)
         row = i * rows // n
-        column = i - (columns.cumsum(0) - columns)[row]
-        grid = torch.stack([(row + 0.5) / rows, (column + 0.5) / columns[row]], dim=1)
+        start, end = ((r * n + rows - 1) // rows for r in (row, row + 1))
+        grid = torch.stack([(row + 0.5) / rows, (i - start + 0.5) / (end - start)], dim=1)
         return (2 * grid - 1).to(like.dtype).unsqueeze(0)
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (B, latent_dim) to point sets (B, num_points, 3)."""
         patches = []
         for folds, n in zip(self.patches, self.shares, strict=True):
-            points = self._sheet(n, len(z), z)
+            points = self._sheet(n, z.shape[0], z)
             for fold in folds:  # type: ignore[attr-defined]
                 points = fold(z, points)
             patches.append(points)

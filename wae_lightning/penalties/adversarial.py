@@ -43,6 +43,10 @@ class Adversarial(Penalty):
 
     Raises:
         ValueError: If an argument is out of its range or the critic does not fit the prior.
+
+    Example:
+        >>> from wae_lightning import WAEGAN
+        >>> model = WAEGAN(penalty=Adversarial(steps=2, log_prior=True))
     """
 
     def __init__(

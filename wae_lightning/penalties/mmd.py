@@ -104,6 +104,16 @@ class MMD(Penalty):
 
     Args:
         kernel: None: the inverse multiquadric kernel with the seven scales of the authors' code.
+
+    Example:
+        >>> import torch
+        >>> from wae_lightning.priors import Normal
+        >>> _ = torch.manual_seed(0)
+        >>> penalty = MMD()
+        >>> penalty.set_prior(Normal(4))  # the model does this
+        >>> z_prior = torch.randn(500, 4)
+        >>> bool(penalty(torch.randn(500, 4) + 1, z_prior) > 10 * penalty(torch.randn(500, 4), z_prior).abs())
+        True
     """
 
     def __init__(self, kernel: Kernel | None = None) -> None:

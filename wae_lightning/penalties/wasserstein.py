@@ -49,6 +49,11 @@ class SlicedWasserstein(Penalty):
 
     Raises:
         ValueError: If ``projections`` is not positive, or there are not as many codes as draws from the prior.
+
+    Example:
+        >>> z = torch.randn(100, 4)
+        >>> SlicedWasserstein(projections=10)(z, z)
+        tensor(0.)
     """
 
     def __init__(self, projections: int = 50) -> None:
