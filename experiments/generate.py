@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import BATCH, UsageError, load_model
+from evaluate import BATCH, IMPORT_HELP, UsageError, import_modules, load_model
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -275,11 +275,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="file or folder to write (samples.png)")
+    parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known = parser.parse_args(arguments)
     try:
+        import_modules(known.modules)
         rows = drawn(load_model(known.ckpt), known.what, known.inputs, known).float().cpu()
         write(rows, known.what, known.out)
-    except (UsageError, ValueError) as error:
+    except (UsageError, FileNotFoundError, ValueError) as error:
         print(f"generate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{known.out}: {rows.shape[0]} x {rows.shape[1]} {'point clouds' if rows.ndim == 4 else 'images'}")
