@@ -264,7 +264,7 @@ def _read_list(path: Path, header: bool) -> tuple[list[str], list[str], np.ndarr
     Returns:
         File names, names of the columns, integers of shape (N, columns) as int8.
     """
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     columns = ["part"]
     if header:
         if len(lines) < 2 or not lines[0].strip().isdecimal():

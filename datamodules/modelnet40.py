@@ -238,7 +238,7 @@ class ModelNet40DataModule(BatchDataModule):
         names_file = folder / "shape_names.txt"
         if not names_file.is_file():
             raise FileNotFoundError(f"{names_file}: no such file. Expected the names of the classes, one a line")
-        names = names_file.read_text().split()
+        names = names_file.read_text(errors="replace").split()
         files = {part: _listed_files(folder / f"{part}_files.txt") for part in ("train", "test")}
         train, test = (_joined([read_clouds(path, len(names)) for path in files[part]], files[part]) for part in files)
         paths = [*files["train"], *files["test"]]
@@ -444,7 +444,8 @@ def _listed_files(list_file: Path) -> list[Path]:
     """The files that a list of the HDF5 distribution names, by base name: the paths are its authors'."""
     if not list_file.is_file():
         raise FileNotFoundError(f"{list_file}: no such file. Expected the names of the ply_data_*.h5, one a line")
-    files = [list_file.parent / Path(line.strip()).name for line in list_file.read_text().splitlines() if line.strip()]
+    lines = list_file.read_text(errors="replace").splitlines()
+    files = [list_file.parent / Path(line.strip()).name for line in lines if line.strip()]
     if not files:
         raise ValueError(f"{list_file}: the list is empty; expected the names of the ply_data_*.h5, one a line")
     for file in files:

@@ -18,6 +18,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def load_model(path: Path) -> WAE:
         ValueError: If it is not a checkpoint, or names classes that are not imported (see ``--import``).
         UsageError: If the file is not a checkpoint of one of our models.
     """
-    stored = read_checkpoint(path).get("hyper_parameters")
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.get("hyper_parameters")
     name = str(stored.get("_class_path")) if isinstance(stored, dict) else "unknown"
     known = [*vars(wae_lightning).values(), *vars(references).values()]
     models = {f"{cls.__module__}.{cls.__name__}": cls for cls in known if isinstance(cls, type)}
@@ -78,11 +80,24 @@ def load_model(path: Path) -> WAE:
     if name not in models or not issubclass(models[name], WAE):
         raise UsageError(f"{path}: expected a model of wae_lightning trained by train.py, found class {name}")
     try:
+        check_size(models[name], stored, checkpoint["state_dict"], path)
         return models[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
     except Exception as error:  # jsonargparse, torch and the networks: each has exceptions of its own
         reason = " ".join(str(error).split())
         reason = reason if reason.startswith(f"{path}: ") else f"{path}: no {name} can be made of it ({reason})"
         raise UsageError(reason[:600]) from None
+
+
+def check_size(cls: type[WAE], stored: dict[str, Any], weights: dict[str, Any], path: Path) -> None:
+    """Refuses hyper-parameters that would make a model larger than the weights beside them."""
+    check_classes(stored)
+    arguments = {name: value for name, value in stored.items() if name != "_instantiator"}
+    claimed = held = 0
+    with suppress(Exception), torch.device("meta"):  # whatever else is wrong, the real model will say it
+        claimed = sum(weight.numel() for weight in instantiate_module(cls, arguments).state_dict().values())
+        held = sum(weight.numel() for weight in weights.values())
+    if claimed > held:
+        raise ValueError(f"{path}: it describes a model of {claimed} weights and holds {held}")
 
 
 def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | None:

@@ -50,11 +50,15 @@ def read_array(path: Path, shape: tuple[int | None, ...]) -> Tensor:
         UsageError: If there is no such array.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no ZIP file")
         with np.load(path, allow_pickle=False) as file:
             if "samples" not in file:
                 raise UsageError(f"{path}: expected an array named samples, found {', '.join(file) or 'none'}")
-            array = file["samples"]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            array = np.asarray(file["samples"])  # bytes, if the file in the archive is no array
+    except UsageError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and ast each have exceptions of their own
         raise UsageError(f"{path}: not an NPZ file of plain arrays ({error})") from None
     wanted = " x ".join(["N", *("any" if size is None else str(size) for size in shape)])
     fits = array.ndim == len(shape) + 1 and all(
