@@ -89,7 +89,9 @@ def read_digits(path: Path, part: str) -> tuple[Tensor, Tensor]:
             if images.nbytes + labels.nbytes > 1100 * path.stat().st_size:
                 raise ValueError(f"{path}: {part}_images claims the shape {images.shape}, more than the file can hold")
             return torch.from_numpy(images[()]).unsqueeze(1), torch.from_numpy(labels[()]).long()
-    except (OSError, RuntimeError, KeyError, MemoryError) as error:
+    except Exception as error:  # h5py has no common exception for damaged files
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: not a complete HDF5 file ({error})") from None
 
 

@@ -429,7 +429,9 @@ def read_clouds(path: Path, num_classes: int) -> Clouds:
                 raise ValueError(f"{path}: 'data' claims the shape {data.shape}, more than the file can hold")
             points = torch.from_numpy(data[()].astype(np.float32, copy=False))
             labels = torch.from_numpy(label[()].astype(np.int64).reshape(-1))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # h5py has no common exception for damaged files
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: not a complete HDF5 file ({error})") from None
     finite = points.isfinite().all(dim=2).all(dim=1)
     if not finite.all():

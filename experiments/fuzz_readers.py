@@ -5,12 +5,13 @@ headers, swapped fields and lines, arrays of a wrong type, shape or claimed size
 reader may accept it, or refuse it with an exception that its command line turns into one sentence, which names the
 file. Anything else is a failure: another exception, a crash of the process (HDF5 is a C library), more than
 --seconds, or more than --memory MB above what the process had before (a hard limit: what is beyond cannot be
-allocated). ``--only READER --seed N`` repeats one input. Prints a table, and writes it as JSON with --out.
+allocated). ``--only READER --seed N`` repeats one input. Prints a table; --out adds it to a JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -473,6 +474,7 @@ def resident() -> int:
 def work(name: str, folder: Path, seeds: range, memory: int, results: Connection) -> None:
     """Reads the inputs of ``seeds`` one after the other, in a process of its own."""
     reader = READERS[name]
+    faulthandler.disable()
     os.chdir(folder)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -482,6 +484,7 @@ def work(name: str, folder: Path, seeds: range, memory: int, results: Connection
         if (outcome := judged(reader, path)) != "accepted":
             results.send((seeds[0], f"the undamaged {path.name}: {outcome}", 0.0, 0))
             return
+    results.send(None)
     start = resident()
     virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (virtual + memory * 2**20, resource.RLIM_INFINITY))
@@ -514,14 +517,16 @@ def fuzz(name: str, seeds: range, seconds: float, memory: int) -> dict[str, Any]
             worker = context.Process(target=work, args=(name, Path(folder), seeds, memory, theirs))
             worker.start()
             theirs.close()
-            # the first input waits for the real files
-            patience = seconds + 60
+            patience = seconds + 60  # until the real files are written and read
             try:
                 while len(seeds):
                     if not ours.poll(patience):
                         raise TimeoutError
-                    seed, outcome, took, more = ours.recv()
                     patience = seconds
+                    answer = ours.recv()
+                    if answer is None:
+                        continue
+                    seed, outcome, took, more = answer
                     counts[outcome if outcome in ("accepted", "refused") else "failures"] += 1
                     if outcome not in ("accepted", "refused"):
                         failures.append(f"seed {seed}: {outcome}")
@@ -565,7 +570,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"    {failure}")
     if known.out:
         limits = {"seconds_per_input": known.seconds, "memory_mb_per_input": known.memory, "first_seed": known.seed}
-        known.out.write_text(json.dumps({"limits": limits, "readers": rows}, indent=2) + "\n")
+        # readers can be fuzzed one by one
+        before = json.loads(known.out.read_text()) if known.out.exists() else {}
+        rows = (before["readers"] if before.get("limits") == limits else {}) | rows
+        ordered = {name: rows[name] for name in READERS if name in rows}
+        known.out.write_text(json.dumps({"limits": limits, "readers": ordered}, indent=2) + "\n")
     if any(row["failures"] for row in rows.values()):
         sys.exit(1)
 
