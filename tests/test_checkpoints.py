@@ -193,6 +193,12 @@ def test_hostile_data_is_not_built_either(images, module):
     assert loaded.observed == "left"
 
 
+def test_a_model_larger_than_its_weights_is_not_made(module):
+    encoder = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 10**6, "out_features": 10**6}}
+    with pytest.raises(evaluate.UsageError, match=r"large.ckpt: it describes a model of 10\d+ weights and holds \d+$"):
+        evaluate.load_model(saved(module / "large.ckpt", {"encoder": encoder}))
+
+
 def test_own_classes_load_once_their_module_is_imported(module, capsys):
     state = WAEMMD(latent_dim=2, encoder=torch.nn.Linear(784, 2)).state_dict()
     state = {name.replace("encoder.", "encoder.layer."): weight for name, weight in state.items()}
