@@ -73,7 +73,7 @@ def load_model(path: Path) -> WAE:
     """
     checkpoint = read_checkpoint(path)
     stored = checkpoint.get("hyper_parameters")
-    name = str(stored.get("_class_path")) if isinstance(stored, dict) else "unknown"
+    name = " ".join(str(stored.get("_class_path")).split()) if isinstance(stored, dict) else "unknown"
     known = [*vars(wae_lightning).values(), *vars(references).values()]
     models = {f"{cls.__module__}.{cls.__name__}": cls for cls in known if isinstance(cls, type)}
     models |= {f"wae_lightning.{cls.__name__}": cls for cls in models.values()}
