@@ -235,7 +235,7 @@ class _Pictures(Sources):
                 picture = file.convert("RGB")
         except FileNotFoundError:
             raise ValueError(f"{path}: no such picture, though a list names it") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders have no common exception for damaged files
             raise ValueError(f"{path}: not a complete picture ({error})") from None
         if self.crop is not None:
             width, height = picture.size

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from evaluate import BATCH, IMPORT_HELP, UsageError, import_modules, load_model
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
@@ -83,7 +83,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         with Image.open(path) as file:
             picture = file.convert("L" if shape[0] == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders have no common exception for damaged files
         raise UsageError(f"{path}: not a picture that can be read ({error})") from None
     fitted = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
     return to_tensor(fitted).unsqueeze(0)  # type: ignore[no-any-return]
