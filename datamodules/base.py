@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["BatchDataModule", "training_and_validation_rows"]
 
@@ -56,6 +59,36 @@ class BatchDataModule(LightningDataModule):
                 self.hparams[name] = str(value)
             elif not isinstance(value, bool | int | float | str | list | tuple | dict | None):
                 del self.hparams[name]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        weights_only: bool | None = True,
+        **arguments: Any,
+    ) -> Self:
+        """Makes the data module with the plain arguments that a checkpoint holds.
+
+        A checkpoint is read as plain data and builds nothing: an argument that is an object must be given.
+
+        Args:
+            checkpoint_path: A path, a URL, or an open binary file.
+            map_location: Device, or torch's other ways to name one.
+            hparams_file: YAML or CSV file to take instead of the arguments in the checkpoint.
+            weights_only: False also unpickles objects, which can run any code: only for files that you trust.
+            **arguments: Arguments of the data module, to take instead of what the checkpoint says.
+        """
+        # without the instantiator, class paths stay the dictionaries that they are
+        arguments["_instantiator"] = None
+        return super().load_from_checkpoint(
+            checkpoint_path,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            weights_only=weights_only,
+            **arguments,
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         # A last batch of another size would change the scale of the penalty and, with one example, break batch norm.

@@ -78,10 +78,16 @@ class Cache:
                 self.shape: tuple[int, ...] = data.shape
                 self.offset: int = data.id.get_offset() or 0
                 found = f"{data.dtype} of shape {data.shape}"
+                size = path.stat().st_size
+                if self.offset + data.nbytes > size or any(file[name].nbytes > size for name in file):
+                    raise ValueError(f"{found} and what lies beside it are more than its {size} bytes")
                 self.tables = {name: file[name][()] for name in file if name not in ("data", "skipped")}
                 skipped = [error.decode() for error in file["skipped"][()]]
-                self.good_rows = torch.from_numpy(file["good_rows"][()])
-        except (OSError, KeyError, AttributeError, RuntimeError, TypeError) as error:
+                rows = file["good_rows"][()]
+                if rows.dtype != "int64" or rows.ndim != 1 or not ((rows >= 0) & (rows < self.shape[0])).all():
+                    raise ValueError("good_rows does not number its rows")
+                self.good_rows = torch.from_numpy(rows)
+        except Exception as error:  # h5py has no common exception for damaged files
             raise ValueError(f"{path}: not a readable cache ({error})") from None
         self.skipped: list[str] = skipped
         """One sentence for each source file that could not be read when ``on_error`` was ``skip``."""

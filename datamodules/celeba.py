@@ -242,7 +242,7 @@ class _Pictures(Sources):
                 picture = file.convert("RGB")
         except FileNotFoundError:
             raise ValueError(f"{path}: no such picture, though a list names it") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders have no common exception for damaged files
             raise ValueError(f"{path}: not a complete picture ({error})") from None
         if self.crop is not None:
             width, height = picture.size
@@ -271,7 +271,7 @@ def _read_list(path: Path, header: bool) -> tuple[list[str], list[str], np.ndarr
     Returns:
         File names, names of the columns, integers of shape (N, columns) as int8.
     """
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     columns = ["part"]
     if header:
         if len(lines) < 2 or not lines[0].strip().isdecimal():

@@ -72,8 +72,8 @@ class HalfImageDataModule(ImageDataModule):
             images = MNISTDataModule(**given)  # type: ignore[arg-type]
         elif given:
             raise ValueError(f"{' and '.join(given)}: give this to {type(images).__name__}, which images is, instead")
-        if isinstance(images, HalfImageDataModule):
-            raise ValueError("images must be a data module of whole images, got a HalfImageDataModule")
+        if not isinstance(images, ImageDataModule) or isinstance(images, HalfImageDataModule):
+            raise ValueError(f"images must be a data module of whole images, got a {type(images).__name__}")
         if observed not in _OBSERVED:
             raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
         super().__init__(images.batch_size, images.num_workers)

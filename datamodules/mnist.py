@@ -64,6 +64,37 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
 
 
+def read_digits(path: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Reads digits in the format of the bundled ones.
+
+    Args:
+        path: HDF5 with ``PART_images``, uint8 (N, 28, 28), and ``PART_labels``, uint8 (N,).
+        part: ``train`` or ``test``.
+
+    Returns:
+        uint8 (N, 1, 28, 28) and int64 (N,).
+
+    Raises:
+        ValueError: If the file is no HDF5 file, lacks one of the two, or one is not as it must be.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            images, labels = file.get(f"{part}_images"), file.get(f"{part}_labels")
+            for dataset in (images, labels):
+                if not isinstance(dataset, h5py.Dataset) or dataset.dtype != "uint8" or not dataset.shape:
+                    raise ValueError(f"{path}: expected uint8 arrays {part}_images and {part}_labels")
+            if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+                raise ValueError(f"{path}: found {part}_images of {images.shape}, {part}_labels of {labels.shape}")
+            # gzip shrinks at most 1032 times; a header that claims more must not make us allocate it
+            if images.nbytes + labels.nbytes > 1100 * path.stat().st_size:
+                raise ValueError(f"{path}: {part}_images claims the shape {images.shape}, more than the file can hold")
+            return torch.from_numpy(images[()]).unsqueeze(1), torch.from_numpy(labels[()]).long()
+    except Exception as error:  # h5py has no common exception for damaged files
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: not a complete HDF5 file ({error})") from None
+
+
 class MNISTDataModule(ImageDataModule):
     """MNIST, Fashion-MNIST, KMNIST or EMNIST from torchvision's folder layout, whole in memory as uint8.
 
@@ -139,14 +170,7 @@ class MNISTDataModule(ImageDataModule):
                 "No MNIST under data/: using the bundled sample of 10,000 training and 2,000 test digits. "
                 "For the full set pass --data.root DIR or --data.download true."
             )
-            with h5py.File(BUNDLED_DIGITS, "r") as file:
-                train, test = (
-                    Images(
-                        torch.from_numpy(file[f"{part}_images"][:]).unsqueeze(1),
-                        torch.from_numpy(file[f"{part}_labels"][:]).long(),
-                    )
-                    for part in ("train", "test")
-                )
+            train, test = (Images(*read_digits(BUNDLED_DIGITS, part)) for part in ("train", "test"))
         else:
             train, test = self._read(folder, "train"), self._read(folder, "test")
             rank_zero_info(f"Using {len(train):,} training and {len(test):,} test images from {folder}.")

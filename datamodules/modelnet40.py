@@ -238,7 +238,7 @@ class ModelNet40DataModule(BatchDataModule):
         names_file = folder / "shape_names.txt"
         if not names_file.is_file():
             raise FileNotFoundError(f"{names_file}: no such file. Expected the names of the classes, one a line")
-        names = names_file.read_text().split()
+        names = names_file.read_text(errors="replace").split()
         files = {part: _listed_files(folder / f"{part}_files.txt") for part in ("train", "test")}
         train, test = (_joined([read_clouds(path, len(names)) for path in files[part]], files[part]) for part in files)
         paths = [*files["train"], *files["test"]]
@@ -429,7 +429,9 @@ def read_clouds(path: Path, num_classes: int) -> Clouds:
                 raise ValueError(f"{path}: 'data' claims the shape {data.shape}, more than the file can hold")
             points = torch.from_numpy(data[()].astype(np.float32, copy=False))
             labels = torch.from_numpy(label[()].astype(np.int64).reshape(-1))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # h5py has no common exception for damaged files
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: not a complete HDF5 file ({error})") from None
     finite = points.isfinite().all(dim=2).all(dim=1)
     if not finite.all():
@@ -444,7 +446,8 @@ def _listed_files(list_file: Path) -> list[Path]:
     """The files that a list of the HDF5 distribution names, by base name: the paths are its authors'."""
     if not list_file.is_file():
         raise FileNotFoundError(f"{list_file}: no such file. Expected the names of the ply_data_*.h5, one a line")
-    files = [list_file.parent / Path(line.strip()).name for line in list_file.read_text().splitlines() if line.strip()]
+    lines = list_file.read_text(errors="replace").splitlines()
+    files = [list_file.parent / Path(line.strip()).name for line in lines if line.strip()]
     if not files:
         raise ValueError(f"{list_file}: the list is empty; expected the names of the ply_data_*.h5, one a line")
     for file in files:

@@ -75,10 +75,9 @@ def _fans(path: Path, body: bytes, vertex_count: int, face_count: int) -> np.nda
     triangles = []
     for line in lines[vertex_count:]:
         corners = np.array(line.split(), dtype=np.float64)
-        count = int(corners[0])
-        if count < 1 or len(corners) <= count:
+        if not 1 <= corners[0] < len(corners):
             raise ValueError(f"{path}: a face should list its number of corners and as many vertices: {line[:60]!r}")
-        triangles += [corners[[1, corner, corner + 1]] for corner in range(2, count)]
+        triangles += [corners[[1, corner, corner + 1]] for corner in range(2, int(corners[0]))]
     return np.array(triangles).reshape(-1, 3)
 
 

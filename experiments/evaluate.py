@@ -13,10 +13,12 @@ real training images score against the test images. The data set is the one that
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ import datamodules
 import wae_lightning
 from datamodules.images import ImageDataModule
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE, references
+from wae_lightning.checkpoints import check_classes, read_checkpoint
 from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
 from wae_lightning.penalties import mmd_test
@@ -40,43 +43,61 @@ from wae_lightning.samplers import MixtureSampler
 BATCH = 500
 MIXTURES = (1, 10)
 TEST_CODES = 1000
+IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 
 
 class UsageError(Exception):
     """A mistake in what the user asked for; its text is the whole message."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint as plain data.
+def import_modules(names: list[str]) -> None:
+    """Imports the user's own modules, whose classes a checkpoint may then name.
 
     Raises:
-        UsageError: If there is no such file or it is not a checkpoint of Lightning.
+        UsageError: If there is no such module.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no common exception for damaged files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UsageError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UsageError(f"{path}: not a checkpoint of Lightning: it holds no state_dict")
-    return checkpoint
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"--import {name}: {error}") from None
 
 
 def load_model(path: Path) -> WAE:
     """Loads a model of this package, in evaluation mode.
 
     Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint, or names classes that are not imported (see ``--import``).
         UsageError: If the file is not a checkpoint of one of our models.
     """
-    name = str(read_checkpoint(path).get("hyper_parameters", {}).get("_class_path"))
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint.get("hyper_parameters")
+    name = " ".join(str(stored.get("_class_path")).split()) if isinstance(stored, dict) else "unknown"
     known = [*vars(wae_lightning).values(), *vars(references).values()]
     models = {f"{cls.__module__}.{cls.__name__}": cls for cls in known if isinstance(cls, type)}
     models |= {f"wae_lightning.{cls.__name__}": cls for cls in models.values()}
     if name not in models or not issubclass(models[name], WAE):
         raise UsageError(f"{path}: expected a model of wae_lightning trained by train.py, found class {name}")
-    return models[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    try:
+        check_size(models[name], stored, checkpoint["state_dict"], path)
+        return models[name].load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    except Exception as error:  # jsonargparse, torch and the networks: each has exceptions of its own
+        reason = " ".join(str(error).split())
+        reason = reason if reason.startswith(f"{path}: ") else f"{path}: no {name} can be made of it ({reason})"
+        raise UsageError(reason[:600]) from None
+
+
+def check_size(cls: type[WAE], stored: dict[str, Any], weights: dict[str, Any], path: Path) -> None:
+    """Refuses hyper-parameters that would make a model larger than the weights beside them."""
+    check_classes(stored)
+    arguments = {name: value for name, value in stored.items() if name != "_instantiator"}
+    claimed = held = 0
+    with suppress(Exception), torch.device("meta"):  # whatever else is wrong, the real model will say it
+        claimed = sum(weight.numel() for weight in instantiate_module(cls, arguments).state_dict().values())
+        held = sum(weight.numel() for weight in weights.values())
+    if claimed > held:
+        raise ValueError(f"{path}: it describes a model of {claimed} weights and holds {held}")
 
 
 def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | None:
@@ -87,9 +108,13 @@ def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | No
         (The digits that come with the package stand in for MNIST, with a sentence, too.)
 
     Raises:
-        UsageError: If the checkpoint names no data module of ours, or an override no argument of it.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint.
+        UsageError: If it names no data module of ours, or other classes that are not imported (see ``--import``), or
+            an override names no argument of the data module.
     """
-    stored = dict(read_checkpoint(path).get("datamodule_hyper_parameters", {}))
+    stored = read_checkpoint(path).get("datamodule_hyper_parameters")
+    stored = dict(stored) if isinstance(stored, dict) else {}
     stored.pop("_instantiator", None)
     name = str(stored.pop("_class_path", None)).rpartition(".")[2]
     if name not in datamodules.__all__:
@@ -99,13 +124,17 @@ def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | No
     if unknown:
         raise UsageError(f"--data.{min(unknown)}: {name} takes {', '.join(sorted(stored))}")
     root = stored.get("root")
-    if root is not None and "root" not in overrides and not Path(root).exists():
+    if root is not None and "root" not in overrides and not Path(str(root)).exists():
         if name != "MNISTDataModule" or stored.get("variant") != "mnist":
             print(f"{root}: the data of the training is not here; name its folder with --data.root DIR.")
             return None
         print(f"{root}: the data of the training is not here; taking what MNISTDataModule finds without a root.")
         stored["root"] = None
-    return instantiate_module(cls, stored | overrides)  # type: ignore[return-value]
+    try:
+        check_classes({argument: value for argument, value in stored.items() if argument not in overrides})
+        return instantiate_module(cls, stored | overrides)  # type: ignore[return-value]
+    except Exception as error:  # jsonargparse and the data modules: each has exceptions of its own
+        raise UsageError(f"{path}: no {name} can be made of it ({' '.join(str(error).split())})"[:600]) from None
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -378,6 +407,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inception_weights", type=Path, help="file of torch-fidelity's Inception weights")
     parser.add_argument("--classifier", type=Path, help="file of the judge of point clouds; trained if left out")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known, rest = parser.parse_known_args(arguments)
     overrides: dict[str, str] = {}
     remaining = iter(rest)
@@ -401,6 +431,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if known.num_samples < 2:
             raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
+        import_modules(known.modules)
         results = measured(known.ckpt)
         beside = {str(path): measured(path) for path in known.beside}
     except (UsageError, FileNotFoundError, ValueError) as error:

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate import BATCH, UsageError, load_model
-from PIL import Image, ImageOps, UnidentifiedImageError
+from evaluate import BATCH, IMPORT_HELP, UsageError, import_modules, load_model
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from torchvision.utils import make_grid
@@ -50,11 +50,15 @@ def read_array(path: Path, shape: tuple[int | None, ...]) -> Tensor:
         UsageError: If there is no such array.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no ZIP file")
         with np.load(path, allow_pickle=False) as file:
             if "samples" not in file:
                 raise UsageError(f"{path}: expected an array named samples, found {', '.join(file) or 'none'}")
-            array = file["samples"]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            array = np.asarray(file["samples"])  # bytes, if the file in the archive is no array
+    except UsageError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and ast each have exceptions of their own
         raise UsageError(f"{path}: not an NPZ file of plain arrays ({error})") from None
     wanted = " x ".join(["N", *("any" if size is None else str(size) for size in shape)])
     fits = array.ndim == len(shape) + 1 and all(
@@ -79,7 +83,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         with Image.open(path) as file:
             picture = file.convert("L" if shape[0] == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders have no common exception for damaged files
         raise UsageError(f"{path}: not a picture that can be read ({error})") from None
     fitted = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
     return to_tensor(fitted).unsqueeze(0)  # type: ignore[no-any-return]
@@ -275,11 +279,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="file or folder to write (samples.png)")
+    parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known = parser.parse_args(arguments)
     try:
+        import_modules(known.modules)
         rows = drawn(load_model(known.ckpt), known.what, known.inputs, known).float().cpu()
         write(rows, known.what, known.out)
-    except (UsageError, ValueError) as error:
+    except (UsageError, FileNotFoundError, ValueError) as error:
         print(f"generate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{known.out}: {rows.shape[0]} x {rows.shape[1]} {'point clouds' if rows.ndim == 4 else 'images'}")

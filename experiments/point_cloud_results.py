@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import evaluate
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from datamodules import ModelNet40DataModule
 from wae_lightning import PointNetWAE
 from wae_lightning.callbacks import draw_point_sets
+from wae_lightning.checkpoints import read_plain
 from wae_lightning.costs import chamfer_distance, earth_movers_distance
 from wae_lightning.metrics import (
     ClassifierAgreement,
@@ -78,7 +81,11 @@ def load_classifier(path: Path | None, data: ModelNet40DataModule) -> PointNetCl
             torch.save(classifier.state_dict(), path)
         return classifier
     classifier = PointNetClassifier(len(data.class_names)).eval()
-    classifier.load_state_dict(torch.load(path, weights_only=True))
+    try:
+        classifier.load_state_dict(read_plain(path))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: no judge of {len(data.class_names)} classes ({reason})") from None
     return classifier
 
 
@@ -245,7 +252,10 @@ def draw(model: PointNetWAE, other: PointNetWAE | None, data: ModelNet40DataModu
 
 
 def load_model(ckpt: Path) -> PointNetWAE:
-    return PointNetWAE.load_from_checkpoint(ckpt, map_location="cpu", weights_only=True).eval()
+    model = evaluate.load_model(ckpt)
+    if not isinstance(model, PointNetWAE):
+        raise evaluate.UsageError(f"{ckpt}: expected a model of point clouds, found a {type(model).__name__}")
+    return model
 
 
 def rounded(value: Any) -> Any:
@@ -266,7 +276,8 @@ def show(row: dict[str, Any], indent: str = "  ") -> None:
             print(f"{indent}{name:52} {value}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; mistakes of the user end in one line and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="folder of the point clouds")
     parser.add_argument("ckpt", type=Path, nargs="?", help="checkpoint written by train.py")
@@ -278,8 +289,17 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG file to draw inputs, outputs and samples into, instead")
     parser.add_argument("--beside", type=Path, help="checkpoint of the row-by-row model, to be drawn above")
     # intermixed: CKPT may stand after flags
-    arguments = parser.parse_intermixed_args()
+    known = parser.parse_intermixed_args(arguments)
     warnings.filterwarnings("ignore", message=".*covariance is not symmetric")
+    try:
+        measure(known)
+    except (evaluate.UsageError, FileNotFoundError, ValueError) as error:
+        print(f"point_cloud_results.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measures what the command line asks for and adds it to the file of rows."""
     # one set of test clouds and of training clouds for all rows: no share is set aside for validation
     data = ModelNet40DataModule(arguments.root, num_points=arguments.num_points)
     data.setup("fit")

@@ -19,6 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from wae_lightning.callbacks import Dashboard
+from wae_lightning.checkpoints import read_checkpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
@@ -140,8 +141,23 @@ class Train(LightningCLI):
         if in_runs and checkpoint.parent.name == "checkpoints" and run.parent == runs.resolve():
             logger.init_args.version = run.name
 
+    def check_weights(self, stored: dict[str, Any]) -> None:
+        """Refuses weights that are not the model's by name and shape."""
+        stored, own = (
+            {str(name): getattr(weight, "shape", None) for name, weight in weights.items()}
+            for weights in (stored, self.model.state_dict())
+        )
+        differing = sorted(name for name in stored.keys() | own.keys() if stored.get(name) != own.get(name))
+        if differing:
+            raise UsageError(
+                f"--ckpt_path {self.config.ckpt_path}: it was trained by another config: its {differing[0]} has the "
+                f"shape {stored.get(differing[0])}, expected {own.get(differing[0])}"
+            )
+
     def train(self) -> None:
         """Fits and tests the model, and writes and prints the results."""
+        if self.config.ckpt_path is not None:
+            self.check_weights(read_checkpoint(Path(self.config.ckpt_path))["state_dict"])
         start, start_cpu = time.perf_counter(), time.process_time()
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu

@@ -195,3 +195,30 @@ def test_key_depends_on_every_files_name_size_and_time(tmp_path: Path) -> None:
         cache_key("settings", [("a", stat)]),
     ]
     assert len({key, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"good_rows": np.array([0, 9])}, "good_rows does not number its rows"),
+        ({"good_rows": np.array([-1])}, "good_rows does not number its rows"),
+        ({"good_rows": np.array([0.0])}, "good_rows does not number its rows"),
+        ({"labels": (10**12,)}, r"uint8 of shape \(4, 2\) and what lies beside it are more than its \d+ bytes"),
+        ({"skipped": None}, "skipped"),
+    ],
+)
+def test_cache_that_claims_what_it_does_not_hold_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "cache.h5"
+    content = {
+        "data": np.zeros((4, 2), np.uint8),
+        "good_rows": np.arange(4),
+        "skipped": np.array([], dtype="S1"),
+    } | change
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            if isinstance(value, tuple):  # claimed, never written
+                file.create_dataset(name, value, np.uint8, chunks=(1000,))
+            elif value is not None:
+                file[name] = value
+    with pytest.raises(ValueError, match=rf"cache.h5: not a readable cache \(.*{message}"):
+        Cache(path, (2,), "uint8")

@@ -333,6 +333,13 @@ def test_damaged_lists_are_named(root: Path, name: str, old: str, new: str, mess
         assert not temporary_files(root)
 
 
+def test_list_that_is_no_text_is_named(root: Path) -> None:
+    path = root / "celeba/list_eval_partition.txt"
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt: .*found '\ufffd00001.jpg' in line 1 instead of"):
+        ready(root)
+
+
 def test_empty_list_is_named(root: Path) -> None:
     (root / "celeba/list_eval_partition.txt").write_text("")
     with pytest.raises(ValueError, match=r"list_eval_partition.txt: the list is empty"):

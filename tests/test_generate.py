@@ -1,5 +1,8 @@
 """generate.py: every kind of picture and file, from a lone checkpoint, and one sentence for each mistake."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +156,9 @@ def test_a_conditional_model_completes_pictures(conditional, tmp_path):
         (["--what", "reconstruction", "--inputs", "name.npz"], "expected an array named samples, found pictures"),
         (["--what", "reconstruction", "--inputs", "range.npz"], "images must lie in [0, 1], found [0, 255]"),
         (["--what", "reconstruction", "--inputs", "object.npz"], "object.npz: not an NPZ file of plain arrays"),
+        (["--what", "reconstruction", "--inputs", "claims.npz"], "claims.npz: not an NPZ file of plain arrays"),
+        (["--what", "reconstruction", "--inputs", "array.npz"], "array.npz: not an NPZ file of plain arrays"),
+        (["--what", "reconstruction", "--inputs", "bytes.npz"], "expected numbers of shape N x 1 x 28 x 28, found |S3"),
         (["--out", "samples.jpeg"], "--out samples.jpeg: expected .png, .npz or a folder"),
         (["--out", "text.png/samples.png"], "--out text.png/samples.png: cannot be written"),
         (["--sampler", "gmm", "--components", "100000"], "--sampler gmm: components must lie between 1 and the number"),
@@ -165,6 +171,13 @@ def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, fla
     np.savez("shape.npz", samples=np.zeros((2, 28, 28)))
     np.savez("name.npz", pictures=np.zeros((2, 1, 28, 28)))
     np.savez("range.npz", samples=np.linspace(0, 255, 784).reshape(1, 1, 28, 28))
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 1, 28, 28)})
+    for name, member, content in (("claims", "samples.npy", header.getvalue()), ("bytes", "samples", b"abc")):
+        with zipfile.ZipFile(f"{name}.npz", "w") as archive:
+            archive.writestr(member, content)
+    with open("array.npz", "wb") as file:
+        np.save(file, np.zeros((2, 1, 28, 28)))
     np.savez("object.npz", samples=np.array([{}], dtype=object))
     with pytest.raises(SystemExit) as stop:
         main([str(digits), *flags])

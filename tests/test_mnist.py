@@ -3,6 +3,7 @@
 import gzip
 import struct
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from datamodules import MNISTDataModule
-from datamodules.mnist import read_idx
+from datamodules.mnist import BUNDLED_DIGITS, read_digits, read_idx
 
 
 def write_idx(path, array):
@@ -213,3 +214,34 @@ def test_missing_files_and_bad_arguments_are_refused(tmp_path):
         MNISTDataModule(num_workers=-1)
     with pytest.raises(ValueError, match="val_fraction must leave both parts some"):
         MNISTDataModule(val_fraction=1.0).setup("fit")
+
+
+IMAGES, LABELS = np.zeros((3, 28, 28), np.uint8), np.zeros(3, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train_images": IMAGES}, "expected uint8 arrays train_images and train_labels"),
+        ({"train_images": IMAGES.astype(float), "train_labels": LABELS}, "expected uint8 arrays"),
+        ({"train_images": IMAGES[:2], "train_labels": LABELS}, r"found train_images of \(2, 28, 28\), train_labels of"),
+        ({"train_images": IMAGES[:, 1:], "train_labels": LABELS}, r"found train_images of \(3, 27, 28\)"),
+        (
+            {"train_images": (10**10, 28, 28), "train_labels": (10**10,)},
+            "train_images claims the shape .* more than the file can hold",
+        ),
+    ],
+)
+def test_damaged_digits_are_named(tmp_path, content, message):
+    path = tmp_path / "digits.h5"
+    with h5py.File(path, "w") as file:
+        for name, value in content.items():
+            if isinstance(value, tuple):  # claimed, never written
+                file.create_dataset(name, value, np.uint8, chunks=(1000, *value[1:]))
+            else:
+                file[name] = value
+    with pytest.raises(ValueError, match=rf"digits.h5: {message}"):
+        read_digits(path, "train")
+    path.write_bytes(BUNDLED_DIGITS.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"digits.h5: not a complete HDF5 file \("):
+        read_digits(path, "train")

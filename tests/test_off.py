@@ -88,6 +88,7 @@ GOOD = off_text(CUBE, SQUARES)
         (GOOD[: len(GOOD) // 3], "promises 8 vertices and 6 faces, more than .*can hold|lines; found"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3"), "a face should list its number of corners"),
         (GOOD.replace("4 0 1 3 2", "0 0 1 3 2"), "a face should list its number of corners"),
+        (GOOD.replace("4 0 1 3 2", "nan 0 1 3 2"), "a face should list its number of corners"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 8"), "a face names vertex 8; expected 0 to 7"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 -1"), "a face names vertex -1; expected 0 to 7"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 1.5"), "a face names vertex 1.5; expected 0 to 7"),

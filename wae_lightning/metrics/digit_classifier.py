@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from wae_lightning.checkpoints import read_plain
 
 __all__ = ["DigitClassifier", "DigitFeatures"]
 
@@ -38,7 +39,7 @@ class DigitClassifier(nn.Module):
     def pretrained(cls) -> DigitClassifier:
         """The classifier with the weights that come with the package, in evaluation mode and without gradients."""
         classifier = cls()
-        classifier.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
+        classifier.load_state_dict(read_plain(WEIGHTS))
         return classifier.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> Tensor:
