@@ -563,14 +563,20 @@ class WAE(LightningModule):
         if self.compile_mode:
             self._compile_networks()
         self._accumulated_codes = []
+        fit_loop: Any = self.trainer.fit_loop
+        if fit_loop.restarted_mid_epoch and fit_loop._combined_loader_states_to_load:
+            # a schedule that needs the length of the run had the loaders made before their state was known
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state.cpu())
             if self._rng_state_cuda is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_state_cuda.cpu(), self.device)
             self._rng_state = None
-            # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew
-            fetcher: Any = self.trainer.fit_loop._data_fetcher
-            iter(fetcher)
+            # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew, unless
+            # it goes on in the middle of one
+            if not fit_loop.restarted_mid_epoch:
+                iter(fit_loop._data_fetcher)
         if self.global_rank > 0:
             # every process draws its own noise and its own codes from the prior
             torch.manual_seed(int(torch.randint(2**31, ())) + self.global_rank)
@@ -586,6 +592,7 @@ class WAE(LightningModule):
             checkpoint["code_queue"] = self._queue
         if self._latest:
             checkpoint["training_codes"] = torch.cat(tuple(self._latest))
+            checkpoint["training_code_counts"] = [len(codes) for codes in self._latest]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
@@ -593,7 +600,7 @@ class WAE(LightningModule):
             self._rng_state_cuda = checkpoint.get("rng_state_cuda")
         self._queue = checkpoint.get("code_queue", self._queue)
         if "training_codes" in checkpoint:
-            self._latest = deque(checkpoint["training_codes"].split(100))
+            self._latest = deque(checkpoint["training_codes"].split(checkpoint.get("training_code_counts", 100)))
         # a resumed run may be longer: its one-cycle schedule has the length of the new run, at the step of the old
         for state in checkpoint.get("lr_schedulers", []):
             if "_schedule_phases" in state:
