@@ -180,6 +180,11 @@ class Train(LightningCLI):
 
 def in_one_sentence(message: str) -> str:
     """Shortens what jsonargparse says of a mistake, and names the nearest right flag for a wrong one."""
+    if re.search("No supported gpu backend|can not run on your system", message):
+        return (
+            f"--accelerator: this machine has no such device that PyTorch {torch.__version__} can use; "
+            "--accelerator cpu, or auto, runs without"
+        )
     key = re.search(r'Parser key "([^"]+)"', message)
     flag = f"--{key.group(1)}" if key else ""
     unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
@@ -220,7 +225,8 @@ def what_went_wrong(error: Exception, cli: Train | None) -> str | None:
     """One sentence on an error that is not the program's fault: of memory, disk or network; None if it may be."""
     message = str(error)
     batch_size = getattr(getattr(cli, "datamodule", None), "batch_size", None)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or re.search("not enough memory|can't allocate", message):
+    out_of_memory = re.search("not enough memory|can't allocate memory", message)
+    if out_of_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
         where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
         return (
             f"out of {where} with batches of {batch_size}: try a smaller --data.batch_size (with "
