@@ -392,7 +392,8 @@ class WAE(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # not at each step: it waits for the device
-        if len(self._unchecked_terms) >= (self.trainer.log_every_n_steps or 50) or self.trainer.is_last_batch:
+        trainer: Any = self.trainer
+        if len(self._unchecked_terms) >= (trainer.log_every_n_steps or 50) or trainer.is_last_batch:
             self._check_terms(batch)
 
     def _check_terms(self, batch: Any = None) -> None:

@@ -53,7 +53,7 @@ def first_bad_module(model: nn.Module, run: Callable[[], Any]) -> str | None:
             found.append(f"{name} (its output)")
 
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: look(name, module, inputs, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda module, inputs, output, name=name: look(name, module, inputs, output))
         for name, module in model.named_modules()
         if name and not next(module.children(), None)
     ]
