@@ -285,6 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
         print("train.py: stopped by SIGINT while no training was under way", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        # the other processes would wait for this one
+        for process in getattr(cli.trainer.strategy.launcher, "procs", []) if cli else []:
+            process.kill()
         sentence = what_went_wrong(error, cli)
         if sentence is None:
             raise
