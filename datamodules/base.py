@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BatchDataModule", "training_and_validation_rows"]
+__all__ = ["BatchDataModule", "ResumableLoader", "training_and_validation_rows"]
 
 
 def _as_is(batch: Any) -> Any:
@@ -23,11 +24,57 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader that goes on in the middle of a pass, in the same order, when its state was saved there.
+
+    Lightning saves and loads the state of loaders that have one. What the pass yielded before is fetched once more and
+    dropped, so that worker processes draw their random numbers as they would have; the global generator of this process
+    is left as it was, its state is the model's to restore.
+    """
+
+    _position: dict[str, Any] | None = None
+    _resume_at: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass that yielded last stands: how many batches, and the random numbers that its order is from."""
+        return self._position or {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Makes the next pass go on at a place that ``state_dict`` told of."""
+        self._resume_at = state_dict or None
+
+    def __iter__(self) -> Any:
+        resume_at, self._resume_at = self._resume_at, None
+        now = torch.get_rng_state()
+        if resume_at is None:
+            return self._counted(super().__iter__(), now, None)
+        torch.set_rng_state(resume_at["rng_state"])
+        batches = super().__iter__()
+        torch.set_rng_state(now)
+        return self._counted(batches, resume_at["rng_state"], resume_at)
+
+    def _counted(self, batches: Iterator[Any], rng_state: Tensor, resume_at: dict[str, Any] | None) -> Iterator[Any]:
+        # the order is drawn with the first batch, not before
+        now = order_state = torch.get_rng_state()
+        count = 0
+        if resume_at is not None:
+            order_state, count = resume_at["order_rng_state"], resume_at["batches"]
+            torch.set_rng_state(order_state)
+            for _ in range(count):
+                next(batches, None)
+            torch.set_rng_state(now)
+        for batch in batches:
+            count += 1
+            self._position = {"batches": count, "rng_state": rng_state, "order_rng_state": order_state}
+            yield batch
+
+
 class BatchDataModule(LightningDataModule):
     """Base of all data modules: subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
 
     The sets have ``__len__`` and ``__getitems__(indices)``, which returns a whole batch. Samplers are torch's own, so
     ``seed_everything`` fixes the order and Lightning shards the sets among processes as it does with any DataLoader.
+    Training resumed in the middle of an epoch goes on with the next batch (``ResumableLoader``).
 
     Args:
         batch_size: Examples per batch.
@@ -92,7 +139,8 @@ class BatchDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         # A last batch of another size would change the scale of the penalty and, with one example, break batch norm.
-        return self._loader(self.train_set, shuffle=True, drop_last=len(self.train_set) >= self.batch_size)  # type: ignore[arg-type]
+        drop_last = len(self.train_set) >= self.batch_size  # type: ignore[arg-type]
+        return self._loader(self.train_set, ResumableLoader, shuffle=True, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.val_set)
@@ -103,8 +151,14 @@ class BatchDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
 
-    def _loader(self, dataset: Dataset[Any], shuffle: bool = False, drop_last: bool = False) -> DataLoader[Any]:
-        return DataLoader(
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        loader: type[DataLoader[Any]] = DataLoader,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> DataLoader[Any]:
+        return loader(
             dataset,
             batch_size=self.batch_size,
             shuffle=shuffle,

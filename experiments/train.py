@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
+import signal
 import sys
 import time
 import warnings
@@ -13,13 +15,16 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
@@ -28,6 +33,10 @@ TRAINER_FLAGS = tuple(inspect.signature(Trainer.__init__).parameters)[1:]
 
 class UsageError(Exception):
     """A mistake in what the user asked for; its text is the whole message."""
+
+
+class Stopped(SystemExit):
+    """SIGTERM came while there was nothing to save: before, or after, training."""
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -99,16 +108,14 @@ class Train(LightningCLI):
             "init_args": {"save_dir": "runs", "name": config_name, "default_hp_metric": False},
         }
         # beside the callback of the best checkpoint, whose save_last would write only when the best one changes
-        last = ModelCheckpoint(
-            filename="last", enable_version_counter=False, save_on_train_epoch_end=True, save_on_exception=True
-        )
+        self.last = LastCheckpoint()
         super().__init__(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"logger": logger, "callbacks": [last, Dashboard()]},
+            trainer_defaults={"logger": logger, "callbacks": [self.last, Dashboard()]},
             # a resumed run goes on in its own folder
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": __doc__, "exit_on_error": False},
@@ -130,6 +137,7 @@ class Train(LightningCLI):
         if flags.enable_progress_bar is not False and not chosen:
             # Lightning's own choice draws at every step, which takes time and makes a GPU wait
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=20))
+        self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
         if self.config.ckpt_path is None:
             return
         logger = self.config.trainer.logger
@@ -154,6 +162,12 @@ class Train(LightningCLI):
                 f"shape {stored.get(differing[0])}, expected {own.get(differing[0])}"
             )
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
     def train(self) -> None:
         """Fits and tests the model, and writes and prints the results."""
         if self.config.ckpt_path is not None:
@@ -174,7 +188,9 @@ class Train(LightningCLI):
             "fit_cpu_seconds": round(cpu_seconds, 1),
             **metrics,
         }
-        (folder / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+        unfinished = folder / "metrics.json.tmp"
+        unfinished.write_text(json.dumps(results, indent=2) + "\n")
+        os.replace(unfinished, folder / "metrics.json")
         print("\nResults on the test set")
         for name, value in metrics.items():
             print(f"  {name:24} {value:.4f}")
@@ -186,6 +202,11 @@ class Train(LightningCLI):
 
 def in_one_sentence(message: str) -> str:
     """Shortens what jsonargparse says of a mistake, and names the nearest right flag for a wrong one."""
+    if re.search("No supported gpu backend|can not run on your system", message):
+        return (
+            f"--accelerator: this machine has no such device that PyTorch {torch.__version__} can use; "
+            "--accelerator cpu, or auto, runs without"
+        )
     key = re.search(r'Parser key "([^"]+)"', message)
     flag = f"--{key.group(1)}" if key else ""
     unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
@@ -218,13 +239,51 @@ def known_flags() -> list[str]:
     return sorted(set(flags))
 
 
+def on_sigterm(number: int, frame: Any) -> None:
+    raise Stopped(128 + number)
+
+
+def what_went_wrong(error: Exception, cli: Train | None) -> str | None:
+    """One sentence on an error that is not the program's fault: of memory, disk or network; None if it may be."""
+    message = str(error)
+    batch_size = getattr(getattr(cli, "datamodule", None), "batch_size", None)
+    out_of_memory = re.search("not enough memory|can't allocate memory", message)
+    if out_of_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        return (
+            f"out of {where} with batches of {batch_size}: try a smaller --data.batch_size (with "
+            "--accumulate_grad_batches to keep the effective one), --precision bf16-mixed or a smaller model "
+            f"({message.splitlines()[0] if message else type(error).__name__})"
+        )
+    if isinstance(error, torch.distributed.DistNetworkError):
+        port = os.environ.get("MASTER_PORT", "chosen by Lightning")
+        return (
+            f"the processes cannot meet at port {port}: another program may listen there; set the environment "
+            f"variable MASTER_PORT to a free one ({message.splitlines()[0]})"
+        )
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror}" if error.strerror else message
+    if isinstance(error, FloatingPointError) or "returned nan values" in message:
+        return message
+    return None
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; mistakes of the user end in one line and exit status 2."""
+    """Runs the command line.
+
+    Mistakes of the user end in one line and exit status 2, failures of memory, disk or numbers in one line and status
+    1, signals in one line and 128 plus their number.
+    """
     given: Any = sys.argv[1:] if arguments is None else arguments
     # Lightning hints that in-memory data should get worker processes (it should not), and uses an old name of torch's
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
+    # this holds for the model's step before the optimizer's, which nobody needs
+    warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
     sys.argv = sys.argv[:1]
+    cli = None
+    before = signal.signal(signal.SIGTERM, on_sigterm)
     try:
         full, name = with_full_names(given)
         cli = Train(full, name)
@@ -234,6 +293,32 @@ def main(arguments: list[str] | None = None) -> None:
     except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
         print(f"train.py: error: {in_one_sentence(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except SIGTERMException:
+        assert cli is not None
+        number = cli.last.signal or signal.SIGTERM
+        print(
+            f"train.py: stopped by {number.name} after step {cli.trainer.global_step}; "
+            f"--ckpt_path last goes on from {cli.last.best_model_path}",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
+    except Stopped as stop:
+        print("train.py: stopped by SIGTERM while no training was under way", file=sys.stderr)
+        sys.exit(stop.code)
+    except KeyboardInterrupt:
+        print("train.py: stopped by SIGINT while no training was under way", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        # the other processes would wait for this one
+        for process in getattr(cli.trainer.strategy.launcher, "procs", []) if cli else []:
+            process.kill()
+        sentence = what_went_wrong(error, cli)
+        if sentence is None:
+            raise
+        print(f"train.py: error: {sentence}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

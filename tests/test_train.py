@@ -1,8 +1,10 @@
 """The command line: what a run writes, how it resumes, and what it says of mistakes."""
 
+import errno
 import functools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 
 import evaluate
+import kill_runs
 import pytest
 import torch
 import torchvision
@@ -171,8 +174,10 @@ def test_mistakes_end_in_one_sentence(arguments, message, capsys):
     assert lines[-1].startswith("train.py: error: ")
 
 
-def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(empty_folder):
-    command = [sys.executable, str(SCRIPT), *SMALL, "--max_epochs=200", "--enable_progress_bar=false"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(number, empty_folder):
+    quick = [*SMALL, "--limit_train_batches=20", "--limit_val_batches=2", "--enable_progress_bar=false"]
+    command = [sys.executable, str(SCRIPT), *quick, "--max_epochs=2000"]
     # a background job of a shell, such as a CI run, ignores SIGINT, and its children would inherit that
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -180,17 +185,114 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(empty_folder):
     deadline = time.monotonic() + 90
     while not (checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     try:
         _, printed = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 1
+    assert process.returncode == 128 + number
     assert "Traceback" not in printed
-    epoch = torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"]
-    assert 0 <= epoch < 199
-    train.main([*SMALL, "--enable_progress_bar=false", f"--max_epochs={epoch + 2}", "--ckpt_path=last"])
+    (sentence,) = re.findall("^train.py: .*", printed, re.MULTILINE)
+    assert re.search(rf"stopped by {number.name} after step \d+; --ckpt_path last goes on from .*last.ckpt", sentence)
+    checkpoint = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    epoch = checkpoint["epoch"]
+    assert 0 <= epoch < 1999
+    assert f"after step {checkpoint['global_step']};" in sentence
+    train.main([*quick, f"--max_epochs={epoch + 2}", "--ckpt_path=last"])
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == epoch + 1
+
+
+def test_sigterm_before_training_ends_in_one_sentence(monkeypatch, capsys):
+    def prepare_data(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("datamodules.MNISTDataModule.prepare_data", prepare_data)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SHORT, *SMALL])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train.py: stopped by SIGTERM while no training")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def broken(monkeypatch, error):
+    def training_step(*_):
+        raise error
+
+    monkeypatch.setattr("wae_lightning.WAE.training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), r"out of GPU memory with batches of 100: try a smaller --data"),
+        (MemoryError(), "out of memory with batches of 100: try a smaller --data.batch_size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            "out of memory with batches of 100: .*you tried to allocate 9 bytes",
+        ),
+        (
+            torch.distributed.DistNetworkError("The server socket has failed to listen on any local network address."),
+            "the processes cannot meet at port 12345: .* MASTER_PORT",
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a"), "runs/a: No space left on device"),
+        (RuntimeError("Function 'MulBackward0' returned nan values in its 0th output."), "'MulBackward0' returned nan"),
+        (FloatingPointError("training step 3: cost not finite"), "training step 3: cost not finite"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_failures_of_the_machine_or_of_numbers_end_in_one_sentence(error, message, monkeypatch, capsys):
+    monkeypatch.setenv("MASTER_PORT", "12345")
+    broken(monkeypatch, error)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    assert stop.value.code == 1
+    assert re.match(f"train.py: error: .*{message}", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    broken(monkeypatch, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        train.main([*SHORT, *SMALL, "--max_epochs=1"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_missing_gpu_ends_in_one_sentence(accelerator, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([f"--accelerator={accelerator}", *SHORT])
+    assert stop.value.code == 2
+    assert "--accelerator: this machine has no such device" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_runs_that_cannot_be_written_end_in_one_sentence(empty_folder, capsys):
+    (empty_folder / "runs").write_text("a file where a folder must be")
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    assert stop.value.code == 1
+    assert re.match("train.py: error: .*runs.*", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_of_one(empty_folder, monkeypatch, capsys):
+    train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    (checkpoints,) = empty_folder.glob("runs/*/*/checkpoints")
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SHORT, *SMALL, "--max_epochs=2", "--ckpt_path=last"])
+    assert stop.value.code == 1
+    assert "the checkpoint cannot be written (No space left on device)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
+
+
+def test_moments_of_the_kill_script_are_survived(empty_folder):
+    records = kill_runs.try_model("mnist_wae_gan", 3, random.Random(0), empty_folder)
+    records += kill_runs.try_cache(2, random.Random(0), empty_folder / "cache")
+    assert all(record["resumed"] and record["equal"] and not record["lost"] for record in records)
 
 
 @pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from wae_lightning.checkpoints import check_classes
 from wae_lightning.costs import Cost, SquaredError
+from wae_lightning.finite import first_bad_module, first_bad_weights
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
@@ -178,6 +179,7 @@ class WAE(LightningModule):
         self._accumulated_codes: list[Tensor] = []
         self._latest: deque[Tensor] = deque()
         self._latest_count = 0
+        self._unchecked_terms: list[tuple[Tensor, Tensor]] = []
         self._taken_from_trainer: tuple[Any, int] | None = None
         self._rng_state: Tensor | None = None
         self._rng_state_cuda: Tensor | None = None
@@ -427,6 +429,7 @@ class WAE(LightningModule):
             self._train_with_critic(self.penalty, z, cost, batch_idx)
             return None
         penalty = self._penalty(self._with_other_codes(z))
+        self._unchecked_terms.append((cost.detach(), penalty.detach()))
         self._log_step({"train/cost": cost, "train/penalty": penalty})
         return cost + self.penalty_weight * penalty
 
@@ -467,6 +470,47 @@ class WAE(LightningModule):
         excess = len(past) / len(z)
         return torch.cat([z + excess * (z - z.detach()), past])
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # not at each step: it waits for the device
+        trainer: Any = self.trainer
+        if len(self._unchecked_terms) >= (trainer.log_every_n_steps or 50) or trainer.is_last_batch:
+            self._check_terms(batch)
+
+    def _check_terms(self, batch: Any = None) -> None:
+        """Stops the run if the cost or the penalty of a step since the last check is not finite."""
+        # a gradient scaler leaves out the steps whose gradient overflows; that is trouble only if it never ends
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not self._unchecked_terms or (scaled and batch is None):
+            return
+        terms, self._unchecked_terms = self._unchecked_terms, []
+        values = torch.stack([torch.stack(pair).float() for pair in terms]).cpu()
+        bad = ~values.isfinite()
+        stop = bool(bad.any(1).all() if scaled else bad.any())
+        if not self.trainer.strategy.reduce_boolean_decision(stop, all=False):
+            return
+        first = int(bad.any(1).int().argmax())
+        step = self.trainer.fit_loop.total_batch_idx + 2 - len(terms) + first
+        cost, penalty = values[first].tolist()
+        names = " and ".join(name for name, is_bad in zip(("cost", "penalty"), bad[first], strict=True) if is_bad)
+        raise FloatingPointError(
+            f"training step {step}: {names or 'a loss in another process'} not finite (cost {cost:.4g}, penalty "
+            f"{penalty:.4g}); first bad module: {self._first_bad_module(batch)}. The checkpoint before it is kept. Try "
+            "a lower learning rate, --gradient_clip_val 1, or --detect_anomaly true to see where it begins"
+        )
+
+    def _first_bad_module(self, batch: Any) -> str:
+        if batch is None:
+            return first_bad_weights(self) or "unknown, the weights are finite"
+        x = self._input(batch)
+        if not all(bool(part.isfinite().all()) for part in (x if isinstance(x, tuple) else (x,))):
+            return "none, the batch itself is bad"
+
+        def run() -> None:
+            z, _ = self._codes_and_cost(x)
+            self._penalty(z)
+
+        return first_bad_module(self, run) or "none, the numbers of this batch are finite"
+
     def _evaluation_step(self, stage: str, batch: Any) -> None:
         z, cost = self._codes_and_cost(self._input(batch))
         terms = {"cost": cost}
@@ -504,6 +548,7 @@ class WAE(LightningModule):
         # every parameter gets its gradient in it, as DistributedDataParallel demands.
         accumulated = self.trainer.accumulate_grad_batches
         self.manual_backward((cost + weight * encoder_loss + weight * critic_loss) / accumulated)
+        self._unchecked_terms.append((cost.detach(), encoder_loss.detach()))
         values = {"train/cost": cost, "train/penalty": encoder_loss, "train/critic_loss": critic_loss}
         self._log_step(values | accuracies)
 
@@ -649,14 +694,21 @@ class WAE(LightningModule):
         if self.compile_mode:
             self._compile_networks()
         self._accumulated_codes = []
+        self._unchecked_terms = []
+        fit_loop: Any = self.trainer.fit_loop
+        if fit_loop.restarted_mid_epoch and fit_loop._combined_loader_states_to_load:
+            # a schedule that needs the length of the run had the loaders made before their state was known
+            fit_loop._load_combined_loader_states()
+            iter(fit_loop._data_fetcher)
         if self._rng_state is not None:
             torch.set_rng_state(self._rng_state.cpu())
             if self._rng_state_cuda is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(self._rng_state_cuda.cpu(), self.device)
             self._rng_state = None
-            # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew
-            fetcher: Any = self.trainer.fit_loop._data_fetcher
-            iter(fetcher)
+            # Lightning has already begun the epoch's pass over the data, with the state before: begin it anew, unless
+            # it goes on in the middle of one, or ends that epoch once more (as with max_steps) and then begins anew
+            if not (fit_loop.restarted_mid_epoch or fit_loop.restarted_on_epoch_end):
+                iter(fit_loop._data_fetcher)
         if self.global_rank > 0:
             # every process draws its own noise and its own codes from the prior
             torch.manual_seed(int(torch.randint(2**31, ())) + self.global_rank)
@@ -664,6 +716,12 @@ class WAE(LightningModule):
             self._pretrain_encoder()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_terms()
+        if bad := first_bad_weights(self):
+            raise FloatingPointError(
+                f"step {self.global_step}: {bad} is not finite, so no checkpoint is written; the one before it is kept"
+            )
         # with these, a resumed run draws what the uninterrupted one would have drawn
         checkpoint["rng_state"] = torch.get_rng_state()
         if self.device.type == "cuda":
@@ -672,6 +730,7 @@ class WAE(LightningModule):
             checkpoint["code_queue"] = self._queue
         if self._latest:
             checkpoint["training_codes"] = torch.cat(tuple(self._latest))
+            checkpoint["training_code_counts"] = [len(codes) for codes in self._latest]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
@@ -679,7 +738,7 @@ class WAE(LightningModule):
             self._rng_state_cuda = checkpoint.get("rng_state_cuda")
         self._queue = checkpoint.get("code_queue", self._queue)
         if "training_codes" in checkpoint:
-            self._latest = deque(checkpoint["training_codes"].split(100))
+            self._latest = deque(checkpoint["training_codes"].split(checkpoint.get("training_code_counts", 100)))
             self._latest_count = len(checkpoint["training_codes"])
         # a resumed run may be longer: its one-cycle schedule has the length of the new run, at the step of the old
         for state in checkpoint.get("lr_schedulers", []):

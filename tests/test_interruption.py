@@ -1,0 +1,258 @@
+"""Checkpoints that survive, and training that goes on from them in the middle of an epoch."""
+
+import errno
+import itertools
+import os
+import signal
+
+import pytest
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from test_base import perceptrons, trainer
+
+from datamodules import MNISTDataModule, ModelNet40DataModule
+from datamodules.base import BatchDataModule
+from datamodules.images import Images
+from wae_lightning import WAEMMD
+from wae_lightning.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
+
+
+def test_a_checkpoint_is_written_and_replaced(tmp_path):
+    path = tmp_path / "new folder" / "a.ckpt"
+    for value in (1, 2):
+        AtomicCheckpointIO().save_checkpoint({"a": torch.tensor(value)}, path)
+        assert torch.load(path, weights_only=True) == {"a": torch.tensor(value)}
+    assert [file.name for file in path.parent.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("place", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, monkeypatch, place):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if place == "write":
+        monkeypatch.setattr("wae_lightning.interruption.Path.open", fail)
+    else:
+        monkeypatch.setattr(os, place, fail)
+    with pytest.raises(
+        OSError, match=r"a\.ckpt: the checkpoint cannot be written \(No space left.* previous one is kept"
+    ):
+        AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_the_previous_checkpoint_stands_until_the_next_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+    seen = []
+    fsync = os.fsync
+
+    def look(file):
+        seen.append(torch.load(path, weights_only=True))
+        assert (tmp_path / UNFINISHED).stat().st_size > 0
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", look)
+    AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
+    assert seen == [{"a": 1}]
+
+
+# ---- the loader's place in a pass -----------------------------------------------------------------------------------
+
+
+class Numbers(BatchDataModule):
+    """The numbers 0 to 39 as pictures of one pixel."""
+
+    def __init__(self, batch_size=4, num_workers=0):
+        super().__init__(batch_size, num_workers)
+
+    def setup(self, stage="fit"):
+        x = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+        self.train_set = self.val_set = self.test_set = Images(x, torch.arange(40))
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0].float() / 255, batch[1]
+
+
+def ready(data):
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("place", [0, 1, 6, 10])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_goes_on_where_its_state_was_saved(place, workers):
+    loader = ready(Numbers(num_workers=workers)).train_dataloader()
+    batches = iter(loader)
+    for _ in range(place):
+        next(batches)
+    state = loader.state_dict()
+    rest = [labels.tolist() for _, labels in batches]
+    following = [labels.tolist() for _, labels in loader]
+
+    again = ready(Numbers(num_workers=workers)).train_dataloader()
+    torch.manual_seed(123)
+    again.load_state_dict(state)
+    before = torch.get_rng_state()
+    batches = iter(again)
+    if place:
+        assert [labels.tolist() for _, labels in batches] == rest
+        assert torch.equal(torch.get_rng_state(), before)
+        assert [labels.tolist() for _, labels in again] != rest
+    assert sorted(itertools.chain(*following)) == list(range(40))
+
+
+def test_other_passes_over_the_loader_do_not_move_its_place():
+    loader = ready(Numbers()).train_dataloader()
+    batches = iter(loader)
+    iter(loader)
+    expected = [next(batches)[1].tolist() for _ in range(3)]
+    assert loader.state_dict()["batches"] == len(expected)
+
+
+def test_random_subsets_of_points_go_on_as_well():
+    def clouds(workers):
+        return ready(
+            ModelNet40DataModule(source="shapes", classes=["chair"], num_points=16, batch_size=10, num_workers=workers)
+        ).train_dataloader()
+
+    for workers in (0, 1):
+        loader = clouds(workers)
+        batches = iter(loader)
+        next(batches)
+        state, rng_state = loader.state_dict(), torch.get_rng_state()
+        expected = next(batches)[0]
+        loader = clouds(workers)
+        loader.load_state_dict(state)
+        batches = iter(loader)
+        torch.set_rng_state(rng_state)
+        assert torch.equal(next(batches)[0], expected)
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+class SignalsItself(WAEMMD):
+    """Gets a signal in one call of a hook."""
+
+    at = None
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.calls = {"training_step": 0, "validation_step": 0}
+
+    def _count(self, name):
+        self.calls[name] += 1
+        if self.at is not None and self.at[:2] == (name, self.calls[name]):
+            os.kill(os.getpid(), self.at[2])
+
+    def training_step(self, batch, batch_idx):
+        self._count("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self._count("validation_step")
+        super().validation_step(batch, batch_idx)
+
+
+def fit(folder, at=None, resume=False, every_n_steps=None, **arguments):
+    """Trains three epochs of ten steps and returns the model."""
+    torch.manual_seed(0)
+    model = SignalsItself(**perceptrons(), code_queue=6)
+    model.at = at
+    arguments = {"max_epochs": 3, "limit_train_batches": 10, "limit_val_batches": 2} | arguments
+    fitted = trainer(folder, enable_checkpointing=True, callbacks=[LastCheckpoint(every_n_steps)], **arguments)
+    fitted.strategy.checkpoint_io = AtomicCheckpointIO()
+    fitted.fit(model, Numbers(), ckpt_path=folder / "checkpoints" / "last.ckpt" if resume else None, weights_only=True)
+    return model
+
+
+def assert_same(a, b):
+    for name, weight in a.state_dict().items():
+        assert torch.equal(weight, b.state_dict()[name]), name
+    assert torch.equal(a._queue, b._queue)
+    assert torch.equal(a.training_codes(), b.training_codes())
+
+
+MOMENTS = [
+    ("training_step", 1, {}),
+    ("training_step", 14, {}),
+    ("training_step", 10, {}),  # the last step before the validation
+    ("training_step", 30, {}),  # the last one of all
+    ("validation_step", 5, {}),  # two are of the sanity check
+    ("training_step", 5, {"val_check_interval": 5}),
+    ("validation_step", 3, {"val_check_interval": 5}),
+    ("training_step", 13, {"accumulate_grad_batches": 4}),
+    # not with max_epochs, too: Lightning counts the epoch at whose end it goes on twice when there is a max_steps
+    ("training_step", 14, {"max_steps": 25, "max_epochs": -1}),
+    ("training_step", 10, {"max_steps": 25, "max_epochs": -1}),
+]
+
+
+@pytest.mark.parametrize(("hook", "call", "arguments"), MOMENTS, ids=str)
+def test_a_signal_ends_training_between_two_steps_and_it_goes_on_exactly(tmp_path, hook, call, arguments):
+    whole = fit(tmp_path / "whole", **arguments)
+    number = signal.SIGINT if call % 2 else signal.SIGTERM
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, (hook, call, number), **arguments)
+    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    assert_same(fit(tmp_path, resume=True, **arguments), whole)
+
+
+@pytest.mark.parametrize("call", [8, 11, 20, 22])
+def test_a_killed_run_goes_on_exactly_from_a_checkpoint_within_an_epoch(tmp_path, call):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    before = signal.signal(signal.SIGUSR1, die)  # stands in for SIGKILL: nothing is saved
+    with pytest.raises(Killed):
+        fit(tmp_path, ("training_step", call, signal.SIGUSR1), every_n_steps=3)
+    signal.signal(signal.SIGUSR1, before)
+    step = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert call - 4 < step < call
+    assert_same(fit(tmp_path, resume=True, every_n_steps=3), fit(tmp_path / "whole", every_n_steps=3))
+
+
+def test_a_second_signal_stops_at_once_and_writes_nothing(tmp_path):
+    class Impatient(SignalsItself):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if self.calls["training_step"] == 14:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss
+
+    model = Impatient(**perceptrons())
+    with pytest.raises(SystemExit) as stop:
+        trainer(
+            tmp_path, enable_checkpointing=True, callbacks=[LastCheckpoint()], max_epochs=3, limit_train_batches=10
+        ).fit(model, Numbers())
+    assert not isinstance(stop.value, SIGTERMException)
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
+
+
+def test_an_error_in_a_step_leaves_the_last_checkpoint_as_it_is(tmp_path):
+    class Breaks(SignalsItself):
+        def _count(self, name):
+            super()._count(name)
+            if self.calls["training_step"] == 14:
+                raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        trainer(
+            tmp_path, enable_checkpointing=True, callbacks=[LastCheckpoint()], max_epochs=3, limit_train_batches=10
+        ).fit(Breaks(**perceptrons()), Numbers())
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
+
+
+def test_digits_resume_with_their_loader():
+    assert type(ready(MNISTDataModule()).train_dataloader()).__name__ == "ResumableLoader"
