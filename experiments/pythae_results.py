@@ -49,12 +49,12 @@ class Decoder(BaseDecoder):
 
 
 @torch.no_grad()
-def distances(decoder: nn.Module, encoder: nn.Module, data: Any, num_samples: int) -> dict[str, float]:
+def distances(decoder: nn.Module, encoder: nn.Module, latent_dim: int, data: Any, num_samples: int) -> dict[str, float]:
     """digits-FID and its kin of samples, and digits-FID of reconstructions."""
     extractor = DigitFeatures()
     generator = torch.Generator().manual_seed(0)
     real = features_of(test_images(data), extractor)
-    codes = torch.randn(num_samples, 8, generator=generator).split(500)
+    codes = torch.randn(num_samples, latent_dim, generator=generator).split(500)
     drawn = compare(real, features_of(map(decoder, codes), extractor))
     reconstructed = features_of((decoder(encoder(images)) for images in test_images(data)), extractor)
     found = {f"{name}_digits_{num_samples // 1000}k": value for name, value in drawn.items()}
@@ -62,13 +62,13 @@ def distances(decoder: nn.Module, encoder: nn.Module, data: Any, num_samples: in
 
 
 def row(root: Path, reg_weight: float, seconds: float, seed: int, learning_rate: float) -> dict[str, Any]:
-    flags = ["--config=mnist_wae_mmd", "--model.noise=null", "--model.encoder.latent_dim=8", f"--data.root={root}"]
+    flags = ["--config=mnist_wae_mmd", "--model.noise=null", "--model.encoder.latent_dim=16", f"--data.root={root}"]
     run = train.Train(train.with_full_names([*flags, f"--seed_everything={seed}"])[0], "pythae")
     data, model = run.datamodule, run.model
     data.prepare_data()
     data.setup("fit")
     images = data.train_set.images[data.train_set.rows].float() / 255
-    settings = WAE_MMD_Config(input_dim=(1, 28, 28), latent_dim=8, kernel_choice="imq", reg_weight=reg_weight)
+    settings = WAE_MMD_Config(input_dim=(1, 28, 28), latent_dim=model.latent_dim, kernel_choice="imq", reg_weight=reg_weight)
     wae = WAE_MMD(settings, Encoder(model.encoder), Decoder(model.decoder))
     options = BaseTrainerConfig(
         output_dir="pythae", per_device_train_batch_size=data.batch_size, no_cuda=True, learning_rate=learning_rate
@@ -83,7 +83,7 @@ def row(root: Path, reg_weight: float, seconds: float, seed: int, learning_rate:
         trainer.train_step(epochs)
         spent += time.process_time() - start
     wae.eval()
-    measured = distances(model.decoder, model.encoder, data, 10_000)
+    measured = distances(model.decoder, model.encoder, model.latent_dim, data, 10_000)
     return {"reg_weight": reg_weight, "seed": seed, "epochs": epochs, "cpu_seconds": round(spent, 1), **measured}
 
 

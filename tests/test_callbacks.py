@@ -88,7 +88,7 @@ def test_the_dashboards_pages_are_in_the_event_files(trained):
     (layout_event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(layout_event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert [category.title for category in layout.category] == ["objective", "critic"]
+    assert [category.title for category in layout.category] == ["objective", "critic", "flow"]
     shown = {tag for tags in charts.values() for tag in tags}
     # every curve that a chart promises was logged
     assert shown <= scalars
@@ -109,7 +109,7 @@ def test_the_projector_gets_codes_with_labels_and_pictures(trained):
     codes = [line.split("\t") for line in tensors.read_text().splitlines()]
     labels = tensors.with_name("metadata.tsv").read_text().split()
     assert len(codes) == len(labels) == 1000
-    assert all(len(code) == 8 for code in codes)
+    assert all(len(code) == 16 for code in codes)
     assert set(labels) <= set("0123456789")
     with Image.open(tensors.with_name("sprite.png")) as sheet:
         assert sheet.size == (32 * 28, 32 * 28)
