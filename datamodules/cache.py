@@ -10,8 +10,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import h5py
@@ -246,11 +248,24 @@ def _read_all(sources: Sources) -> Iterator[np.ndarray | ValueError]:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # a daemon, such as a worker of multiprocessing.Pool, may not have children
     workers = 0 if current_process().daemon else min(processors, len(sources) // 256)
-    loader = DataLoader(sources, batch_size=32, collate_fn=list, num_workers=workers)
+    loader = DataLoader(
+        sources, batch_size=32, collate_fn=list, num_workers=workers, worker_init_fn=partial(_end_with, os.getpid())
+    )
     with tqdm(total=len(sources), unit="file", unit_scale=True, desc="Caching", mininterval=0.5) as progress:
         for arrays in loader:
             yield from arrays
             progress.update(len(arrays))
+
+
+def _end_with(process: int, worker: int) -> None:
+    """Ends a worker with the process that it works for; killed while arrays were on their way, it would leave it."""
+
+    def watch() -> None:
+        while os.getppid() == process:
+            time.sleep(1)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _remove_abandoned(path: Path) -> None:

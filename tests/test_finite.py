@@ -118,6 +118,7 @@ def test_costs_of_images_are_finite(name, n, target, reconstruction):
     st.sampled_from([1, 2, 33]), st.sampled_from([0.0, 1e-8, 1.0, 1e4]), st.sampled_from([0.0, 1e-8, 1.0, 1e4]),
     st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
+@example(points=33, scale=0.0, other_scale=1e4, same=False, seed=0)
 def test_costs_of_point_sets_are_finite(name, points, scale, other_scale, same, seed):
     generator = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(2, points, 3, generator=generator)
@@ -210,6 +211,12 @@ def test_a_penalty_that_is_not_finite_names_the_penalty(tmp_path):
 def test_a_gradient_that_is_not_finite_stops_before_the_next_checkpoint(tmp_path):
     message, kept = fit(tmp_path, with_layer("encoder", OverflowsBackward(at=3)))
     assert "training step 4: cost and penalty not finite" in message
+    assert kept["global_step"] == 2
+
+
+def test_weights_that_are_not_finite_are_not_saved_although_the_loss_was(tmp_path):
+    message, kept = fit(tmp_path, with_layer("encoder", OverflowsBackward(at=4)))
+    assert message.startswith("step 4: encoder.1.weight is not finite, so no checkpoint is written")
     assert kept["global_step"] == 2
 
 

@@ -282,7 +282,8 @@ def sinkhorn_distance(a: Tensor, b: Tensor, blur: float = 0.02, iterations: int 
                 epsilon = (widths ** (1 - share) * blur**share).square().view(-1, 1, 1)
                 f = -epsilon[:, 0] * (((g.unsqueeze(1) - cost) / epsilon).logsumexp(2) - log_m)
                 g = -epsilon[:, 0] * (((f.unsqueeze(2) - cost) / epsilon).logsumexp(1) - log_n)
-            plan = ((f.unsqueeze(2) + g.unsqueeze(1) - cost) / epsilon - log_n - log_m).exp()
+            # g has just made the columns sum to 1 / M; as a softmax, that does not overflow at a diameter of 10^5 blurs
+            plan = ((f.unsqueeze(2) - cost) / epsilon).softmax(1) / b.shape[1]
         moved: Tensor = (plan.sum(2) * a.square().sum(2)).sum(1) + (plan.sum(1) * b.square().sum(2)).sum(1)
         moved = moved - 2 * (a * (plan @ b)).sum((1, 2))
         return moved.clamp(min=0)
