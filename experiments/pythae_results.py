@@ -68,7 +68,9 @@ def row(root: Path, reg_weight: float, seconds: float, seed: int, learning_rate:
     data.prepare_data()
     data.setup("fit")
     images = data.train_set.images[data.train_set.rows].float() / 255
-    settings = WAE_MMD_Config(input_dim=(1, 28, 28), latent_dim=model.latent_dim, kernel_choice="imq", reg_weight=reg_weight)
+    settings = WAE_MMD_Config(
+        input_dim=(1, 28, 28), latent_dim=model.latent_dim, kernel_choice="imq", reg_weight=reg_weight
+    )
     wae = WAE_MMD(settings, Encoder(model.encoder), Decoder(model.decoder))
     options = BaseTrainerConfig(
         output_dir="pythae", per_device_train_batch_size=data.batch_size, no_cuda=True, learning_rate=learning_rate
