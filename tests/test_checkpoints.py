@@ -112,7 +112,7 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "strange.py").write_text(
         "import os, torch\nos.mkdir('imported')\n"
         "class Encoder(torch.nn.Module):\n"
-        "    def __init__(self, folder='made'):\n        super().__init__()\n        os.mkdir(folder)\n"
+        "    def __init__(self, folder='made'):\n        super().__init__()\n        os.makedirs(folder, exist_ok=True)\n"
         "        self.layer = torch.nn.Linear(784, 2)\n"
         "    def forward(self, x):\n        return self.layer(x.flatten(1))\n"
     )
@@ -229,7 +229,7 @@ def test_what_people_write_into_configs_is_no_class():
 def test_weights_of_another_config_are_refused_in_one_sentence(trained, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        train.main([*SMALL, f"--ckpt_path={trained('mnist_wae_mmd')}", "--model.latent_dim=3", "--logger=false"])
+        train.main([*SMALL, f"--ckpt_path={trained('mnist_wae_mmd')}", "--model.encoder.width=0.02", "--logger=false"])
     assert "last.ckpt: it was trained by another config: its " in capsys.readouterr().err
 
 

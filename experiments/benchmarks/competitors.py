@@ -43,6 +43,15 @@ def _networks_and_critic(model: WAE) -> tuple[list[Tensor], list[Tensor]]:
     return [parameter for parameter in model.parameters() if parameter not in known], critic
 
 
+def _flow_loss(model: WAE, z: Tensor, past: Tensor) -> Tensor | float:
+    """What the model's flow, if it has one, learns from the codes of this batch and of the one before."""
+    if model.flow is None:
+        return 0.0
+    codes = torch.cat([z, past]).detach()
+    loss: Tensor = -model.flow.log_prob(codes + model.flow_noise * torch.randn_like(codes)).mean()
+    return loss / model.latent_dim
+
+
 def bare_loop(
     model: WAE, images: Tensor, batch_size: int, total_steps: int = 10_000, bf16: bool = False, compiled: bool = False
 ) -> Steps:
@@ -68,16 +77,19 @@ def bare_loop(
         torch.randperm(len(images), device=images.device).split(batch_size)[:-1] for _ in itertools.count()
     )
     mixed = torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext()
+    past = torch.empty(0, model.latent_dim, device=images.device)
 
     def steps(count: int) -> None:
+        nonlocal past
         for rows in itertools.islice(batches, count):
             x = images[rows]
             with mixed:
                 z = model._encode(x, noise=True)
-                reconstruction = model.decode(z)
+                reconstruction = model.decoder(z)
             z = z.float()
             cost = model.cost(x, reconstruction.float()).mean()
-            loss = cost + weight * penalty(z, model.prior.sample(len(z), device=z.device))
+            loss = cost + weight * penalty(z, model.prior.sample(len(z), device=z.device)) + _flow_loss(model, z, past)
+            past = z.detach()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -100,14 +112,16 @@ class PlainModule(LightningModule):
         super().__init__()
         self.model = model
         self.automatic_optimization = not isinstance(model.penalty, Adversarial)
+        self.past = torch.empty(0, model.latent_dim)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         x, _ = batch
         model, penalty = self.model, self.model.penalty
         z = model._encode(x, noise=True)
-        cost = model.cost(x, model.decode(z)).mean()
+        cost = model.cost(x, model.decoder(z)).mean()
         distance = penalty(z, model.prior.sample(len(z), device=z.device))
-        loss = cost + model.penalty_weight * distance
+        loss = cost + model.penalty_weight * distance + _flow_loss(model, z, self.past.to(z))
+        self.past = z.detach()
         self.log("cost", cost, prog_bar=True)
         self.log("penalty", distance, prog_bar=True)
         self.log("loss", loss, prog_bar=True)

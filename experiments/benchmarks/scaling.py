@@ -58,7 +58,12 @@ def scaling(options: Options) -> dict[str, Any]:
     dimensions = (2, 64) if options.quick else (2, 8, 32, 128)
     by_dimension = {}
     for d in dimensions:
-        flags = (f"--model.latent_dim={d}", f"--model.encoder.latent_dim={2 * d}", f"--model.decoder.latent_dim={d}")
+        flags = (
+            f"--model.latent_dim={d}",
+            f"--model.encoder.latent_dim={2 * d}",
+            f"--model.decoder.latent_dim={d}",
+            f"--model.flow.dim={d}",
+        )
         model = run_of(options, "mnist_wae_mmd", *flags).model
         by_dimension[str(d)] = functools.partial(bare_loop(model, images, 100), steps)
     times = in_turns(by_dimension, device, rounds)

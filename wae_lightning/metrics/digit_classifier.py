@@ -18,6 +18,7 @@ class DigitClassifier(nn.Module):
     """Five 3 x 3 convolutions and two linear layers for digits of 28 x 28 in [0, 1].
 
     Example:
+        >>> import torch
         >>> DigitClassifier.pretrained().features(torch.rand(2, 1, 28, 28)).shape
         torch.Size([2, 128])
     """
