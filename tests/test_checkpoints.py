@@ -112,7 +112,8 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "strange.py").write_text(
         "import os, torch\nos.mkdir('imported')\n"
         "class Encoder(torch.nn.Module):\n"
-        "    def __init__(self, folder='made'):\n        super().__init__()\n        os.makedirs(folder, exist_ok=True)\n"
+        "    def __init__(self, folder='made'):\n        super().__init__()\n"
+        "        os.makedirs(folder, exist_ok=True)\n"
         "        self.layer = torch.nn.Linear(784, 2)\n"
         "    def forward(self, x):\n        return self.layer(x.flatten(1))\n"
     )
