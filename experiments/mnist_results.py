@@ -61,10 +61,11 @@ ROWS = (
         ],
         "WAE-MMD, 8 latent units": ["--config=mnist_wae_mmd", *EIGHT, "--model.flow.dim=8"],
         "WAE-MMD, no flow": ["--config=mnist_wae_mmd", *NO_FLOW],
+        "WAE-GAN, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1"],
         "WAE-GAN, no flow": ["--config=mnist_wae_gan", *NO_FLOW],
         "WAE-MMD, no flow, 8 latent units": ["--config=mnist_wae_mmd", *EIGHT, *NO_FLOW],
         "WAE-GAN, no flow, 8 latent units": [
-            "--config=mnist_wae_gan", *EIGHT, *NO_FLOW, "--model.penalty.critic.latent_dim=8"
+            "--config=mnist_wae_gan", "--model.penalty_weight=1", *EIGHT, *NO_FLOW, "--model.penalty.critic.latent_dim=8"
         ],
         "WAE-MMD, RBF kernel, no flow, 8 latent units": [
             "--config=mnist_wae_mmd", "--model.penalty.kernel=RBF", "--model.penalty.kernel.bandwidth=2.0",
