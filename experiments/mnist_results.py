@@ -65,7 +65,8 @@ ROWS = (
         "WAE-GAN, no flow": ["--config=mnist_wae_gan", *NO_FLOW],
         "WAE-MMD, no flow, 8 latent units": ["--config=mnist_wae_mmd", *EIGHT, *NO_FLOW],
         "WAE-GAN, no flow, 8 latent units": [
-            "--config=mnist_wae_gan", "--model.penalty_weight=1", *EIGHT, *NO_FLOW, "--model.penalty.critic.latent_dim=8"
+            "--config=mnist_wae_gan", "--model.penalty_weight=1", "--model.penalty.critic.latent_dim=8",
+            *EIGHT, *NO_FLOW,
         ],
         "WAE-MMD, RBF kernel, no flow, 8 latent units": [
             "--config=mnist_wae_mmd", "--model.penalty.kernel=RBF", "--model.penalty.kernel.bandwidth=2.0",
