@@ -30,6 +30,8 @@ from benchmarks.startup import startup
 from benchmarks.training import precision, threads, training
 from benchmarks.turns import Options, peak_of_process
 
+from wae_lightning.allocator import keep_freed_memory
+
 SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "training": training,
     "outside": outside,
@@ -129,6 +131,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
+    keep_freed_memory()
     results: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
     results["machine"] = machine(device, torch.get_num_threads()) | {"quick": arguments.quick}
     print(json.dumps(results["machine"], indent=2))

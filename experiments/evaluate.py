@@ -41,7 +41,7 @@ from wae_lightning.penalties import mmd_test
 from wae_lightning.samplers import MixtureSampler
 
 BATCH = 500
-MIXTURES = (1, 10)
+MIXTURES = (1, 10, 50)
 TEST_CODES = 1000
 IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 

@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--what", choices=WHAT, default="samples", help="see above (samples)")
     parser.add_argument("--num_samples", type=int, default=64, help="how many samples, or ends of lines (64)")
     parser.add_argument("--sampler", choices=("prior", "gmm"), default="prior", help="where codes come from (prior)")
-    parser.add_argument("--components", type=int, default=10, help="Gaussians of --sampler gmm (10)")
+    parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds")
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")

@@ -22,6 +22,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from wae_lightning.allocator import keep_freed_memory
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
@@ -281,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     # this holds for the model's step before the optimizer's, which nobody needs
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    keep_freed_memory()
     sys.argv = sys.argv[:1]
     cli = None
     before = signal.signal(signal.SIGTERM, on_sigterm)

@@ -1,17 +1,23 @@
 """Training steps against those of the competitors, on one and more threads, in lower precision, and compiled.
 
 The competitors take turns between the epochs of one Lightning run, a few dozen steps each. Of Lightning's epochs the
-steps after the first ``WARM_UP`` are timed.
+steps after the first ``WARM_UP`` are timed. What others' code is measured for runs in processes of their own: this one
+has the memory allocator set as ``train.py`` sets it, those have it as it comes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import logging
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -90,21 +96,56 @@ def in_turns_with(
     return {"lightning": turns.times[1:], **turns.of_competitors}
 
 
+def _serve(turns: Connection, name: str, config: str, options: Options, count: int) -> None:
+    torch.set_num_threads(count)
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    run = run_of(options, config)
+    images, size = training_images(run.datamodule, options.device), run.datamodule.batch_size
+    if name == "plain Lightning":
+        steps: Steps = plain_lightning(run.model, options.root, size, options.device)
+    else:
+        steps = {"bare loop": bare_loop, "pythae WAE_MMD": pythae_trainer}[name](run.model, images, size)
+    with contextlib.suppress(EOFError), quietly():
+        while True:
+            turns.send(seconds_of(functools.partial(steps, turns.recv()), options.device))
+
+
+@contextmanager
+def in_processes_of_their_own(names: list[str], config: str, options: Options) -> Iterator[dict[str, Steps]]:
+    """Competitors that wait in processes of their own for their turns."""
+    context = get_context("spawn")
+    turns = {}
+    for name in names:
+        turns[name], others_end = context.Pipe()
+        context.Process(
+            target=_serve, args=(others_end, name, config, options, torch.get_num_threads()), daemon=True
+        ).start()
+        others_end.close()
+
+    def turn(connection: Connection, count: int) -> Seconds:
+        connection.send(count)
+        return connection.recv()  # type: ignore[no-any-return]
+
+    try:
+        yield {name: functools.partial(turn, connection) for name, connection in turns.items()}
+    finally:
+        for connection in turns.values():
+            connection.close()
+
+
 def training(options: Options) -> dict[str, Any]:
     """Images per second of both configs and of their competitors, by the clock, and the ratios of the two."""
     rows = {}
     steps, rounds = (15, 2) if options.quick else (40, 10)
+    others = ["bare loop", "plain Lightning"] + ["pythae WAE_MMD"] * bool(importlib.util.find_spec("pythae"))
     for config in ("mnist_wae_mmd", "mnist_wae_gan"):
         run = run_of(options, config, *epochs_of(steps, rounds))
-        model, data = run.model, run.datamodule
-        images, size = training_images(data, options.device), data.batch_size
-        competitors: dict[str, Steps] = {
-            "bare loop": bare_loop(model, images, size),
-            "plain Lightning": plain_lightning(model, options.root, size, options.device),
-        }
-        if importlib.util.find_spec("pythae"):
-            competitors["pythae WAE_MMD"] = pythae_trainer(model, images, size)
-        times = in_turns_with(competitors, options, run, steps)
+        images, size = training_images(run.datamodule, options.device), run.datamodule.batch_size
+        with in_processes_of_their_own(others, config, options) as competitors:
+            competitors["bare loop, allocator as it comes"] = competitors.pop("bare loop")
+            competitors["bare loop"] = bare_loop(run.model, images, size)
+            times = in_turns_with(competitors, options, run, steps)
         rows[config] = {"lightning": {"images/s": steps * size / median(times["lightning"])}}
         for name in competitors:
             faster = ratio(times[name], times["lightning"])
