@@ -2,7 +2,7 @@
 
 Each row is ``train.py`` and then ``evaluate.py``, once for each seed, on the full set; all rows share networks, batch
 size and number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds;
-rows of ten epochs or more have their number in their name.
+rows of other lengths than eight or nine epochs have theirs in their name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def keep(out: Path, row: str, epochs: int, new: dict[str, Any]) -> None:
     """Adds a run to the file, in place of one of the same row, length and seed."""
     # read only now: another row may have been measured at the same time
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    name = row if epochs < 10 else f"{row}, {epochs} epochs"
+    name = row if epochs in (8, 9) else f"{row}, {epochs} epochs"
     known = results.get(name, {})
     comparable = known.get("flags") == ROWS[row] and known.get("epochs") == epochs
     others = [run for run in known.get("runs", []) if run["seed"] != new["seed"]] if comparable else []
@@ -138,14 +139,44 @@ def keep(out: Path, row: str, epochs: int, new: dict[str, Any]) -> None:
     out.write_text(json.dumps(results, indent=2) + "\n")
 
 
+def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> None:
+    """Draws digits-FID against training time of everything that was trained for several lengths."""
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for name, row in results.items():
+        seconds, fid = (row["summary"].get(key, {}).get("mean") for key in ("fit_cpu_seconds", "fid_digits_10k"))
+        if "stability" not in name and None not in (seconds, fid):
+            curves[re.sub(r", \d+ epochs?$", "", name)].append((seconds, fid))
+    for row in pythae:
+        name = f"pythae WAE_MMD, reg_weight {row['reg_weight']:g}"
+        curves[name].append((row["cpu_seconds"], row["fid_digits_10k"]))
+    floors = [run["fid_digits_floor"] for row in results.values() for run in row["runs"] if "fid_digits_floor" in run]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        if len(points) > 1 or name.startswith("pythae"):
+            axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
+    axes.axhline(statistics.median(floors), color="black", linestyle=":", label="real training images")
+    axes.set(xscale="log", yscale="log", xlabel="training, CPU seconds of one core", ylabel="digits-FID of samples")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder that holds MNIST/raw")
+    parser.add_argument("root", type=Path, nargs="?", default=Path("data"), help="folder that holds MNIST/raw (data)")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="(all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--epochs", type=int, default=9, help="(9)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "mnist_results.json", help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="draw FID against time of what is in the JSON files, and stop")
     arguments = parser.parse_args()
+    if arguments.plot is not None:
+        pythae = arguments.out.with_name("pythae.json")
+        found = json.loads(pythae.read_text()) if pythae.exists() else []
+        plot(json.loads(arguments.out.read_text()), found, arguments.plot)
+        return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for row in arguments.rows:
         for seed in arguments.seeds:

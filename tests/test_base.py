@@ -1,5 +1,6 @@
 """The WAE: its interface, its loss, its training loop, its checkpoints."""
 
+import enum
 import functools
 import shutil
 
@@ -213,6 +214,26 @@ def test_hyper_parameters_hold_plain_values_only():
     assert model.hparams["penalty_weight"] == 4.0
     assert not set(model.hparams) & {"encoder", "decoder", "cost", "lr_scheduler"}
     assert dict(model.hparams) == dict(model.hparams_initial)
+
+
+class Colour(str, enum.Enum):
+    red = "red"
+
+
+class Tinted(WAEMMD):
+    def __init__(self, colour, gain, **arguments):
+        super().__init__(**arguments)
+        self.colour, self.gain = colour, gain
+
+
+def test_hyper_parameters_that_only_look_plain_stay_out_of_the_checkpoint(tmp_path):
+    model = Tinted(Colour.red, np.float64(2), latent_dim=4)
+    assert not set(model.hparams) & {"colour", "gain"}
+    fitting = trainer(tmp_path, limit_train_batches=1)
+    fitting.fit(model, MNISTDataModule())
+    fitting.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = Tinted.load_from_checkpoint(tmp_path / "model.ckpt", colour=Colour.red, gain=1.0)
+    assert (loaded.colour, loaded.latent_dim) == (Colour.red, 4)
 
 
 @pytest.mark.parametrize("batch", ["tensor", "tuple"])

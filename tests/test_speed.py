@@ -3,6 +3,8 @@
 import copy
 import functools
 import json
+import os
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -30,10 +32,11 @@ class Costs(torch.nn.Module):
         return cost
 
 
-def costs(folder, cls=WAEMMD, data=None, change=lambda model: model, **arguments):
+def costs(folder, cls=WAEMMD, data=None, change=lambda model: model, trainer_arguments=None, **arguments):
     torch.manual_seed(0)
     model = change(small(cls, cost=Costs(), **arguments))
-    trainer(folder, limit_train_batches=6, limit_val_batches=0).fit(model, data or MNISTDataModule(batch_size=32))
+    flags = {"limit_train_batches": 6, "limit_val_batches": 0, **(trainer_arguments or {})}
+    trainer(folder, **flags).fit(model, data or MNISTDataModule(batch_size=32))
     return torch.tensor(model.cost.values)
 
 
@@ -53,6 +56,48 @@ def test_channels_last_trains_alike(tmp_path):
 
     losses = [costs(tmp_path, change=change) for change in (copy.copy, contiguous)]
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_trains_nearly_alike(tmp_path):
+    full, mixed = (
+        costs(tmp_path, trainer_arguments={"precision": precision}) for precision in ("32-true", "bf16-mixed")
+    )
+    # bfloat16 has 8 bits of mantissa
+    torch.testing.assert_close(full, mixed, rtol=2e-2, atol=0)
+    assert not torch.equal(full, mixed)
+
+
+FAULTS = """
+import resource, sys, torch
+from wae_lightning.allocator import keep_freed_memory
+torch.set_num_threads(1)
+print(keep_freed_memory() if sys.argv[1] == "kept" else False)
+def step():
+    parts = [torch.ones(2**19) for _ in range(8)]
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def output_of(what, **more):
+        command = [sys.executable, "-c", FAULTS, what]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | more)
+        return ran.stdout.split()
+
+    done, faults = output_of("kept")
+    # five steps of 16 MB have 20,480 pages
+    assert done == "True"
+    assert int(faults) < 100
+    assert int(output_of("as it comes")[1]) > 1000
+    assert output_of("kept", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
 
 
 class MovedDigits(MNISTDataModule):

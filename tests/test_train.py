@@ -250,6 +250,29 @@ def test_failures_of_the_machine_or_of_numbers_end_in_one_sentence(error, messag
     assert re.match(f"train.py: error: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
+LITTLE_MEMORY = """
+import resource, sys
+import train
+(size,) = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")]
+resource.setrlimit(resource.RLIMIT_AS, (1024 * size + 2**30,) * 2)
+train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_batches_that_do_not_fit_into_memory_end_in_one_sentence():
+    """The first layer's output alone is 1.6 GB, and the process may have 1 GB more than it has."""
+    flags = ["--data.batch_size=8192", "--model.encoder.width=2", "--accelerator=cpu", "--enable_progress_bar=false"]
+    command = [sys.executable, "-c", LITTLE_MEMORY, *flags, "--max_steps=1"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.returncode == 1
+    assert re.match(
+        "train.py: error: out of memory with batches of 8192: try a smaller --data.batch_size .*you tried to allocate",
+        ran.stderr.splitlines()[-1],
+    )
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
     broken(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):

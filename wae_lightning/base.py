@@ -44,10 +44,11 @@ _PLAIN = (bool, int, float, str, type(None))
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(type(key) is str and _is_plain(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
+    # neither an enum's member nor NumPy's number, which count as strings and floats but are objects in a checkpoint
+    return type(value) in _PLAIN
 
 
 def in_full_precision(x: Tensor) -> Tensor:
