@@ -212,9 +212,15 @@ def in_one_sentence(message: str) -> str:
     flag = f"--{key.group(1)}" if key else ""
     unknown = re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message)
     option = re.search(r"Option '([\w.]+)' is not accepted", message)
-    if unknown or option:
-        wrong = unknown.group(1) if unknown else f"{flag}.{option.group(1)}"  # type: ignore[union-attr]
-        return f"unknown flag {wrong}{nearest(wrong, known_flags())}"
+    if unknown:
+        return f"unknown flag {unknown.group(1)}{nearest(unknown.group(1), known_flags())}"
+    if option:
+        part = "--" + ".".join(re.findall(r'Parser key "([^"]+)"', message[: option.start()]))
+        wrong = f"{part}.{option.group(1)}"
+        if message[: option.start()].rstrip().endswith("class_path 'torch.nn.Module':"):
+            return f"{wrong}: the config leaves this part to the model; name its class first, {part}=CLASS"
+        known = known_flags() if len(wrong.split(".")) == 2 else []  # only arguments of models and data are listed
+        return f"unknown flag {wrong}{nearest(wrong, known)}"
     # The types that were tried are listed one by one; None and the class as a whole tell nothing
     tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [text for text in tried if "NoneType" not in text and not text.startswith("Problem with given")]

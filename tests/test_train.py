@@ -142,6 +142,8 @@ def test_help_is_for_people(capsys):
         (["--max_epoch", "2"], "unknown flag --max_epoch; did you mean --max_epochs?"),
         (["--trainer.acelerator=cpu"], "unknown flag --trainer.acelerator; did you mean --trainer.accelerator?"),
         (["--model.penalty_wight=2"], "unknown flag --model.penalty_wight; did you mean --model.penalty_weight?"),
+        (["--model.encoder.wdth=2"], "unknown flag --model.encoder.wdth$"),
+        (["--config=celeba_wae_mmd", "--model.encoder.width=2"], "--model.encoder.width: .* --model.encoder=CLASS"),
         (["--data.bach_size=2"], "unknown flag --data.bach_size; did you mean --data.batch_size?"),
         (["--max_epochs=x"], "--trainer.max_epochs: expected a <class 'int'>, got x"),
         (["--model.latent_dim=0"], "latent_dim must be at least 1, got 0"),
