@@ -45,7 +45,8 @@ class Spent:
         object.__setattr__(owner, attribute, watched)
 
     def watch_optimizer(self, optimizer: Any) -> None:
-        """Times the update alone: Lightning gives the step a closure, which trains and counts by itself."""
+        """Times update and zero_grad alone: Lightning gives the step a closure, which trains and counts by itself."""
+        self.watch(optimizer, "zero_grad", "optimizer")
         step = optimizer.step
 
         @functools.wraps(step)
