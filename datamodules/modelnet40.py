@@ -67,6 +67,7 @@ class ModelNet40DataModule(BatchDataModule):
         up_axis: The axis that is up in the batches; clouds stored with another one are turned.
         rotate: Turn each training cloud by a random angle about the up axis.
         scale: Multiply each training cloud by a factor drawn uniformly from this interval.
+        stretch: The same with a factor of its own for each axis.
         jitter: Standard deviation of Gaussian noise added to each training point, cut off at twice its value.
         shift: Move each training cloud by a vector drawn uniformly from [-shift, shift] along each axis.
         val_fraction: Share of the training set that becomes the validation set.
@@ -98,6 +99,7 @@ class ModelNet40DataModule(BatchDataModule):
         up_axis: Literal["y", "z"] = "y",
         rotate: bool = False,
         scale: tuple[float, float] = (1.0, 1.0),
+        stretch: tuple[float, float] = (1.0, 1.0),
         jitter: float = 0.0,
         shift: float = 0.0,
         val_fraction: float = 0.1,
@@ -114,8 +116,9 @@ class ModelNet40DataModule(BatchDataModule):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be an interval of positive factors, got {tuple(scale)}")
+        for name, interval in ("scale", scale), ("stretch", stretch):
+            if not 0 < interval[0] <= interval[1]:
+                raise ValueError(f"{name} must be an interval of positive factors, got {tuple(interval)}")
         for name, amount in ("jitter", jitter), ("shift", shift):
             if amount < 0:
                 raise ValueError(f"{name} must be 0 or more, got {amount}")
@@ -127,6 +130,7 @@ class ModelNet40DataModule(BatchDataModule):
         self.up_axis = up_axis
         self.rotate = rotate
         self.scale = scale
+        self.stretch = stretch
         self.jitter = jitter
         self.shift = shift
         self.val_fraction = val_fraction
@@ -182,7 +186,7 @@ class ModelNet40DataModule(BatchDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         points, *rest = batch
         if self.trainer is not None and self.trainer.training:
-            points = augment(points, self.up_axis, self.rotate, self.scale, self.jitter, self.shift)
+            points = augment(points, self.up_axis, self.rotate, self.scale, self.stretch, self.jitter, self.shift)
         return (points, *rest)
 
     def plot(self, batch: Any, count: int = 8) -> Figure:
@@ -377,9 +381,15 @@ def normalize(points: Tensor, normalization: str) -> Tensor:
 
 
 def augment(
-    points: Tensor, up_axis: str, rotate: bool, scale: tuple[float, float], jitter: float, shift: float
+    points: Tensor,
+    up_axis: str,
+    rotate: bool,
+    scale: tuple[float, float],
+    stretch: tuple[float, float],
+    jitter: float,
+    shift: float,
 ) -> Tensor:
-    """Turns, scales, jitters and shifts each cloud (B, P, 3) by itself, on its device; see the data module."""
+    """Turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself, on its device; see the class."""
     count, device = len(points), points.device
     if rotate:
         angle = 2 * math.pi * torch.rand(count, device=device)
@@ -388,8 +398,9 @@ def augment(
         if up_axis == "z":
             rows = (cos, -sin, zero, sin, cos, zero, zero, zero, one)
         points = points @ torch.stack(rows, dim=1).view(count, 3, 3)
-    if scale[0] != 1 or scale[1] != 1:
-        points = points * torch.empty(count, 1, 1, device=device).uniform_(*scale)
+    for interval, axes in ((scale, 1), (stretch, 3)):
+        if tuple(interval) != (1, 1):
+            points = points * torch.empty(count, 1, axes, device=device).uniform_(*interval)
     if jitter:
         points = points + (jitter * torch.randn_like(points)).clamp_(-2 * jitter, 2 * jitter)
     if shift:

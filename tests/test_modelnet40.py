@@ -320,7 +320,7 @@ def test_turning_is_a_rotation_and_back() -> None:
 @pytest.mark.parametrize(("axis", "place"), [("y", 1), ("z", 2)])
 def test_rotation_keeps_height_and_shape(axis: str, place: int) -> None:
     points = torch.randn(50, 30, 3, dtype=torch.float64)
-    out = augment(points.float(), axis, True, (1, 1), 0, 0).double()
+    out = augment(points.float(), axis, True, (1, 1), (1, 1), 0, 0).double()
     torch.testing.assert_close(out[..., place], points[..., place], atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.cdist(out, out), torch.cdist(points, points), atol=1e-4, rtol=0)
     others = [other for other in range(3) if other != place]
@@ -335,19 +335,24 @@ def test_rotation_keeps_height_and_shape(axis: str, place: int) -> None:
     torch.testing.assert_close((second / first).angle(), angles, atol=1e-3, rtol=0)
 
 
-def test_scale_jitter_and_shift_have_their_ranges() -> None:
+def test_scale_stretch_jitter_and_shift_have_their_ranges() -> None:
     points = torch.randn(500, 10, 3)
-    factors = augment(points, "y", False, (0.5, 2.0), 0, 0) / points
+    factors = augment(points, "y", False, (0.5, 2.0), (1, 1), 0, 0) / points
     torch.testing.assert_close(factors, factors[:, :1, :1].expand_as(factors))
     assert 0.5 <= factors.min() < 0.6
     assert 1.9 < factors.max() <= 2.0001
-    noise = augment(points, "y", False, (1, 1), 0.01, 0) - points
+    stretched = augment(points, "y", False, (1, 1), (0.5, 2.0), 0, 0) / points
+    torch.testing.assert_close(stretched, stretched[:, :1].expand_as(stretched))
+    assert 0.5 <= stretched.min() < 0.6
+    assert 1.9 < stretched.max() <= 2.0001
+    assert stretched[:, 0].T.corrcoef()[0, 1].abs() < 0.2
+    noise = augment(points, "y", False, (1, 1), (1, 1), 0.01, 0) - points
     assert 0.007 < noise.std() < 0.01
     assert noise.abs().max() <= 0.02 + 1e-6
-    moved = augment(points, "y", False, (1, 1), 0, 0.2) - points
+    moved = augment(points, "y", False, (1, 1), (1, 1), 0, 0.2) - points
     torch.testing.assert_close(moved, moved[:, :1].expand_as(moved), atol=1e-6, rtol=0)
     assert 0.19 < moved.abs().max() <= 0.2 + 1e-6
-    assert torch.equal(augment(points, "y", False, (1, 1), 0, 0), points)
+    assert torch.equal(augment(points, "y", False, (1, 1), (1, 1), 0, 0), points)
 
 
 def test_augmentation_is_for_training_only(hdf5: Path) -> None:
@@ -485,6 +490,7 @@ def test_hdf5_that_claims_a_terabyte_is_not_allocated(hdf5: Path) -> None:
         ({"up_axis": "x"}, "up_axis must be one of y, z"),
         ({"scale": (2, 1)}, "scale must be an interval of positive factors"),
         ({"scale": (0, 1)}, "scale must be"),
+        ({"stretch": (0, 1)}, "stretch must be"),
         ({"jitter": -0.1}, "jitter must be 0 or more"),
         ({"shift": -0.1}, "shift must be 0 or more"),
         ({"val_fraction": 0.0}, "val_fraction must leave both parts"),
