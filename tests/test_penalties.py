@@ -307,6 +307,20 @@ def test_it_trains_a_model_from_python_and_has_a_class_path(name, tmp_path):
     assert getattr(module, type(penalty).__name__) is type(penalty)
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_it_is_the_same_without_gradients_and_leaves_them_off(name, off):
+    penalty, codes = make(name), normal(200, 0).chunk(2)
+    torch.manual_seed(0)
+    expected = penalty(*codes)
+    torch.manual_seed(0)
+    with off():
+        inference_codes = [z + 0 for z in codes]
+        found = penalty(*inference_codes)
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_missing_library_is_named(monkeypatch):
     def missing(name):
         raise ImportError(name)

@@ -87,10 +87,11 @@ class MaxSlicedWasserstein(SlicedWasserstein):
         self.steps = steps
 
     def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
-        fixed, fixed_prior = z.detach(), z_prior.detach()
-        directions = _random_directions(fixed, self.projections)
-        worst = directions[:, [int(_in_one_dimension(fixed, fixed_prior, directions).argmax())]]
-        with torch.enable_grad():
+        # the ascent needs gradients also where the caller, such as a trainer that validates, has switched them off
+        with torch.inference_mode(False), torch.enable_grad():
+            fixed, fixed_prior = z.detach().clone(), z_prior.detach().clone()
+            directions = _random_directions(fixed, self.projections)
+            worst = directions[:, [int(_in_one_dimension(fixed, fixed_prior, directions).argmax())]]
             for _ in range(self.steps):
                 worst = worst.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(_in_one_dimension(fixed, fixed_prior, worst).sum(), worst)
@@ -146,5 +147,7 @@ class Sinkhorn(Penalty):
         self.loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, backend="tensorized")
 
     def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
-        # GeomLoss takes half the squared distance as its cost
-        return 2 * self.loss(z, z_prior)  # type: ignore[no-any-return]
+        # GeomLoss switches gradients on and leaves them so
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            # it takes half the squared distance as its cost
+            return 2 * self.loss(z, z_prior)  # type: ignore[no-any-return]
