@@ -1,8 +1,8 @@
 """Trains and measures the MNIST rows of RESULTS.md: ``python experiments/mnist_results.py DIR``.
 
 Each row is ``train.py`` and then ``evaluate.py``, once for each seed, on the full set; all rows share networks, batch
-size and number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds;
-rows of other lengths than eight or nine epochs have theirs in their name.
+size and number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds,
+under the row's name and number of epochs.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def keep(out: Path, row: str, epochs: int, new: dict[str, Any]) -> None:
     """Adds a run to the file, in place of one of the same row, length and seed."""
     # read only now: another row may have been measured at the same time
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    name = row if epochs in (8, 9) else f"{row}, {epochs} epochs"
+    name = f"{row}, {epochs} epochs"
     known = results.get(name, {})
     comparable = known.get("flags") == ROWS[row] and known.get("epochs") == epochs
     others = [run for run in known.get("runs", []) if run["seed"] != new["seed"]] if comparable else []
@@ -147,7 +147,7 @@ def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> N
     for name, row in results.items():
         seconds, fid = (row["summary"].get(key, {}).get("mean") for key in ("fit_cpu_seconds", "fid_digits_10k"))
         if "stability" not in name and None not in (seconds, fid):
-            curves[re.sub(r", \d+ epochs?$", "", name)].append((seconds, fid))
+            curves[name.removesuffix(f", {row['epochs']} epochs")].append((seconds, fid))
     for row in pythae:
         name = f"pythae WAE_MMD, reg_weight {row['reg_weight']:g}"
         curves[name].append((row["cpu_seconds"], row["fid_digits_10k"]))

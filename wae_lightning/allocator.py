@@ -16,10 +16,10 @@ LARGEST_KEPT_BLOCK = 32 * 2**20  # as much as every glibc of 64 bits accepts
 def keep_freed_memory() -> bool:
     """Lets this process keep blocks of up to 32 MB that it frees, instead of giving them back to the system.
 
-    A training step on the CPU allocates the same tensors again and again. As glibc comes, each of them is mapped anew,
-    and the system clears its pages: a fifth of the step of ``mnist_wae_mmd`` on our machine. The process's memory does
-    not shrink any more; larger blocks, such as data sets, are still given back. ``train.py`` calls this; a script of
-    your own may. Nothing happens where the C library is not glibc, or where the environment already sets
+    A training step on the CPU allocates the same tensors again and again. As glibc comes, it may map each of them anew,
+    and the system clears its pages; how often depends on what else is allocated (docs/speed.md). The process's memory
+    does not shrink any more; larger blocks, such as data sets, are still given back. ``train.py`` calls this; a script
+    of your own may. Nothing happens where the C library is not glibc, or where the environment already sets
     ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or ``GLIBC_TUNABLES``.
 
     Returns:

@@ -1,13 +1,12 @@
 """Training steps against those of the competitors, on one and more threads, in lower precision, and compiled.
 
 The competitors take turns between the epochs of one Lightning run, a few dozen steps each. Of Lightning's epochs the
-steps after the first ``WARM_UP`` are timed. What others' code is measured for runs in processes of their own: this one
-has the memory allocator set as ``train.py`` sets it, those have it as it comes.
+steps after the first ``WARM_UP`` are timed. In this process the memory allocator is set as ``train.py`` sets it; the
+competitors have processes of their own, where it is as it comes, and the bare loop runs in both.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
@@ -15,7 +14,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -106,7 +105,7 @@ def _serve(turns: Connection, name: str, config: str, options: Options, count: i
         steps: Steps = plain_lightning(run.model, options.root, size, options.device)
     else:
         steps = {"bare loop": bare_loop, "pythae WAE_MMD": pythae_trainer}[name](run.model, images, size)
-    with contextlib.suppress(EOFError), quietly():
+    with suppress(EOFError), quietly():
         while True:
             turns.send(seconds_of(functools.partial(steps, turns.recv()), options.device))
 
