@@ -226,6 +226,8 @@ def model_row(
     row["the same, invariance=[rotation] switched on"] = svm_accuracy(model.encode, data, turn=True)
     model.invariance = trained_with
     model.flow = flow
+    if flow is not None:
+        row["linear SVM on z, behind the flow"] = svm_accuracy(model.encode, data)
     with torch.no_grad():
         samples = model.decode(model.prior.sample(n, generator))
         row["prior"] = set_row(samples, test, train)

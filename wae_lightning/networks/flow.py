@@ -161,26 +161,25 @@ class MixtureFlow(Flow):
         self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
         self.below = nn.Parameter(torch.zeros(components, dim, dim))
 
-    def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Points as each component sees them, (B, k, d), and the logarithms of its weight so far, (B, k, d + 1).
-
-        Coordinate i of the first is standard normal given those before it. The second holds, for each i, weight times
-        density of the coordinates before i.
-        """
+    def _whitened(self, x: Tensor) -> Tensor:
+        """Points as each component sees them, (B, k, d): coordinate i is standard normal given those before it."""
         root = self.below.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
         # (x - mean) root', multiplied out: no (B, k, d) differences
-        white = torch.einsum("bd,ked->bke", x, root) - torch.einsum("kd,ked->ke", self.means, root)
-        log_density = self.log_diagonal - 0.5 * (white.square() + math.log(2 * math.pi))
-        log_weights = self.weight_logits.log_softmax(0).view(1, -1, 1).expand(len(x), -1, 1)
-        return white, torch.cat([log_weights, log_density], dim=2).cumsum(2)
+        return torch.einsum("bd,ked->bke", x, root) - torch.einsum("kd,ked->ke", self.means, root)
 
     def log_prob(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self._whitened(x.to(self.means.dtype))[1][:, :, -1].logsumexp(1)
+            squares = self._whitened(x.to(self.means.dtype)).square().sum(2)
+            constants = self.weight_logits.log_softmax(0) + self.log_diagonal.sum(1)
+            return (constants - 0.5 * squares).logsumexp(1) - 0.5 * self.dim * math.log(2 * math.pi)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            white, log_weights = self._whitened(x.to(self.means.dtype))
+            white = self._whitened(x.to(self.means.dtype))
+            # a component's weight times its density of the coordinates before i, for i up to d
+            log_density = self.log_diagonal - 0.5 * (white.square() + math.log(2 * math.pi))
+            log_weights = self.weight_logits.log_softmax(0).view(1, -1, 1).expand(len(x), -1, 1)
+            log_weights = torch.cat([log_weights, log_density], dim=2).cumsum(2)
             weights = log_weights[:, :, :-1].softmax(1).double()
             white = white.double()
             lower, upper = ((weights * _below(side)).sum(1) for side in (white, -white))
