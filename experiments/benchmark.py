@@ -83,12 +83,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for config, candidates in results.get("training", {}).items():
-        if config.endswith(", compiled"):
-            continue
         rates = {name: row["images/s"] for name, row in candidates.items()}
-        compiled = results["training"].get(f"{config}, compiled")
-        if compiled:
-            rates = {"lightning, compiled": compiled["lightning"]["images/s"], **rates}
         shift = 0.2 if config.endswith("gan") else -0.2
         left.barh([i + shift for i in range(len(rates))], list(rates.values()), 0.4, label=config)
         left.set_yticks(range(len(rates)), list(rates))

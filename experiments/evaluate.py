@@ -301,6 +301,7 @@ def evaluate_images(
                 results[f"{measure}_{name}_{count}{suffix}"] = value
         of_reconstructions = compare(real, features_of((model(images) for images in test_images(data)), extractor))
         results[f"fid_{name}_reconstructions"] = of_reconstructions["fid"]
+        torch.manual_seed(seed)  # the floor is that of the same training images for every model
         for measure, value in compare(real, features_of(training_images(data, num_samples), extractor)).items():
             results[f"{measure}_{name}_floor"] = value
     psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean")

@@ -101,6 +101,20 @@ def test_the_transposed_convolution_is_the_transpose(kernel_size, size):
     torch.testing.assert_close((convolution(x) * y).sum(), (x * transposed(y)).sum())
 
 
+@pytest.mark.parametrize("kernel_size", [3, 4, 5])
+@pytest.mark.parametrize("size", [(7, 8), (28, 27)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_way_to_one_channel_without_a_gradient_is_the_transposed_convolution(kernel_size, size, stride):
+    start = size if stride == 1 else tuple(math.ceil(s / 2) for s in size)
+    transposed = _SameConvTranspose2d(3, 1, kernel_size, start, size).double()
+    x = torch.rand(2, 3, *start, dtype=torch.float64)
+    with_gradient = transposed(x)
+    with torch.no_grad():
+        without = transposed(x)
+    assert without.shape == (2, 1, *size)
+    torch.testing.assert_close(without, with_gradient.detach())
+
+
 @pytest.mark.parametrize("last_stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [4, 5])
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import itertools
 import logging
 import os
 import warnings
@@ -135,27 +134,21 @@ def in_processes_of_their_own(names: list[str], config: str, options: Options) -
 
 
 def training(options: Options) -> dict[str, Any]:
-    """Images per second of both configs and of their competitors, by the clock, and the ratios of the two.
-
-    Where the config is compiled, its competitors are not.
-    """
+    """Images per second of both configs and of their competitors, by the clock, and the ratios of the two."""
     rows = {}
     steps, rounds = (15, 2) if options.quick else (40, 10)
     others = ["bare loop", "plain Lightning"] + ["pythae WAE_MMD"] * bool(importlib.util.find_spec("pythae"))
-    variants: dict[str, tuple[str, ...]] = {"": ()}
-    if not options.quick:
-        variants[", compiled"] = ("--model.compile=true",)
-    for config, (suffix, flags) in itertools.product(("mnist_wae_mmd", "mnist_wae_gan"), variants.items()):
-        run = run_of(options, config, *epochs_of(steps, rounds), *flags)
+    for config in ("mnist_wae_mmd", "mnist_wae_gan"):
+        run = run_of(options, config, *epochs_of(steps, rounds))
         images, size = training_images(run.datamodule, options.device), run.datamodule.batch_size
         with in_processes_of_their_own(others, config, options) as competitors:
             competitors["bare loop, allocator as it comes"] = competitors.pop("bare loop")
             competitors["bare loop"] = bare_loop(run.model, images, size)
             times = in_turns_with(competitors, options, run, steps)
-        row = rows[config + suffix] = {"lightning": {"images/s": steps * size / median(times["lightning"])}}
+        rows[config] = {"lightning": {"images/s": steps * size / median(times["lightning"])}}
         for name in competitors:
             faster = ratio(times[name], times["lightning"])
-            row[name] = {
+            rows[config][name] = {
                 "images/s": steps * size / median(times[name]),
                 "lightning/this": faster["wall"],
                 "lightning/this, CPU time": faster["cpu"],

@@ -60,8 +60,8 @@ class CodePictures(Callback):
         from matplotlib.figure import Figure
 
         directions = most_deviating_directions(z, z_prior)
-        figure = Figure(figsize=(5, 5), layout="tight")
-        axes = figure.subplots()
+        figure = Figure(figsize=(5, 5))
+        axes = figure.add_axes((0.09, 0.07, 0.88, 0.87))  # fixed: fitting it takes as long as all the drawing
         colors: dict[str, Any] = {"color": "tab:blue"} if labels is None else {"c": labels.numpy(), "cmap": "tab10"}
         for points, name, style in ((z_prior, "prior", {"color": "lightgray"}), (z, "codes", colors)):
             horizontal, vertical = (points @ directions).T.numpy()

@@ -36,14 +36,26 @@ class _SameConvTranspose2d(nn.ConvTranspose2d):
         self, in_channels: int, out_channels: int, kernel_size: int, from_size: tuple[int, int], size: tuple[int, int]
     ) -> None:
         stride = (1 if from_size == size else 2,) * 2
-        cut = [(f - 1) * stride[0] + kernel_size - s for f, s in zip(from_size, size, strict=True)]
-        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=(cut[0] // 2, cut[1] // 2))
+        self.uncut = tuple((f - 1) * stride[0] + kernel_size for f in from_size)
+        self.cut = [(u - s) // 2 for u, s in zip(self.uncut, size, strict=True)]
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=(self.cut[0], self.cut[1]))
         self.size = size
-        self.exact = all(c % 2 == 0 for c in cut)
+        self.exact = all(u - 2 * c == s for u, c, s in zip(self.uncut, self.cut, size, strict=True))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        without_gradient = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if self.out_channels == 1 and x.device.type == "cpu" and without_gradient:
+            return self._to_one_channel(x)
         y = super().forward(x)
         return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
+
+    def _to_one_channel(self, x: Tensor) -> Tensor:
+        """The same by a matrix product, whose patches are added up: up to four times as fast, without a gradient."""
+        patches = x.flatten(2).transpose(1, 2) @ self.weight.flatten(1)
+        uncut = F.fold(patches.transpose(1, 2), self.uncut, self.kernel_size, stride=self.stride)
+        (top, left), (height, width) = self.cut, self.size
+        y = uncut[:, :, top : top + height, left : left + width]
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
