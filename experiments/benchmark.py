@@ -29,6 +29,7 @@ from benchmarks.scaling import scaling
 from benchmarks.startup import startup
 from benchmarks.training import precision, threads, training
 from benchmarks.turns import Options, peak_of_process
+from train import look_for_gpus_once
 
 from wae_lightning.allocator import keep_freed_memory
 
@@ -132,6 +133,7 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
     keep_freed_memory()
+    look_for_gpus_once()
     results: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
     results["machine"] = machine(device, torch.get_num_threads()) | {"quick": arguments.quick}
     print(json.dumps(results["machine"], indent=2))

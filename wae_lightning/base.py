@@ -181,6 +181,7 @@ class WAE(LightningModule):
         self._latest: deque[Tensor] = deque()
         self._latest_count = 0
         self._unchecked_terms: list[tuple[Tensor, Tensor]] = []
+        self._evaluated: list[tuple[int, dict[str, Tensor]]] = []
         self._taken_from_trainer: tuple[Any, int] | None = None
         self._rng_state: Tensor | None = None
         self._rng_state_cuda: Tensor | None = None
@@ -512,24 +513,45 @@ class WAE(LightningModule):
 
         return first_bad_module(self, run) or "none, the numbers of this batch are finite"
 
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
+    def _evaluation_terms(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns what the penalty is of and the terms of a validation or test batch."""
         z, cost = self._codes_and_cost(self._input(batch))
         terms = {"cost": cost}
         # a last batch of one image has no unbiased penalty; it counts for the cost only
         if len(z) > 1:
             terms["penalty"] = self._penalty(z)
             terms["loss"] = cost + self.penalty_weight * terms["penalty"]
-        self._log_evaluation(stage, terms, len(z))
+        return z, terms
 
-    def _log_evaluation(self, stage: str, terms: dict[str, Tensor], batch_size: int) -> None:
-        named = {f"{stage}/{name}": value for name, value in terms.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+    def _evaluation_step(self, stage: str, batch: Any, batch_idx: int, batches: float) -> dict[str, Tensor]:
+        z, terms = self._evaluation_terms(batch)
+        if batch_idx == 0:
+            self._evaluated = []
+        self._evaluated.append((len(z), terms))
+        # once for all batches, where their number is known: Lightning takes as long to log three values as for a layer
+        if not batch_idx + 1 < batches < math.inf:
+            self._log_evaluated(stage)
+        return {"codes": z[:: self.penalty.codes_per_input, : self.latent_dim]}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluation_step("val", batch)
+    def _log_evaluated(self, stage: str) -> None:
+        evaluated, self._evaluated = self._evaluated, []
+        for name in ("cost", "penalty", "loss"):
+            found = [(count, terms[name]) for count, terms in evaluated if name in terms]
+            if found:
+                counts, values = zip(*found, strict=True)
+                of_all = torch.stack(values)
+                mean = (of_all * of_all.new_tensor(counts)).sum() / sum(counts)
+                self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True, batch_size=sum(counts), sync_dist=True)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluation_step("test", batch)
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the ``codes`` z of the batch, (B, latent_dim), for callbacks."""
+        trainer = self.trainer
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        return self._evaluation_step("val", batch, batch_idx, batches[0])
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Returns the ``codes`` z of the batch, (B, latent_dim), for callbacks."""
+        return self._evaluation_step("test", batch, batch_idx, self.trainer.num_test_batches[0])
 
     def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions of the inputs."""

@@ -431,8 +431,8 @@ class ConditionalWAE(WAE):
         self._completion_metrics = CompletionMetrics(self.parts.mask, classifier).to(self.device)
         self._code_dependence = CodeDependence().to(self.device)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        super().test_step(batch, batch_idx)
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        outputs = super().test_step(batch, batch_idx)
         x, y = self._input(batch)
         labels = batch[2] if len(batch) > 2 and batch[2].ndim == 1 else None
         assert self._completion_metrics is not None
@@ -454,6 +454,7 @@ class ConditionalWAE(WAE):
                 batch_size=len(x),
                 sync_dist=True,
             )
+        return outputs
 
     def on_test_epoch_end(self) -> None:
         assert self._completion_metrics is not None

@@ -89,7 +89,6 @@ class VAE(WAE):
         self._log_step({"train/cost": cost, "train/penalty": divergence})
         return cost + self.penalty_weight * divergence
 
-    def _evaluation_step(self, stage: str, batch: Any) -> None:
+    def _evaluation_terms(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         z, cost, divergence = self._codes_cost_and_divergence(self._input(batch))
-        terms = {"cost": cost, "penalty": divergence, "loss": cost + self.penalty_weight * divergence}
-        self._log_evaluation(stage, terms, len(z))
+        return z, {"cost": cost, "penalty": divergence, "loss": cost + self.penalty_weight * divergence}

@@ -73,20 +73,22 @@ class CodePictures(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        self._keep(trainer, pl_module, batch, batch_idx)
+        self._keep(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        self._keep(trainer, pl_module, batch, batch_idx)
+        self._keep(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _keep(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int) -> None:
+    def _keep(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self._codes, self._labels, self._inputs = [], [], []
         missing = self.count - sum(map(len, self._codes))
         if missing > 0 and model.latent_dim > 1 and not trainer.sanity_checking:
             x = batch[0] if isinstance(batch, list | tuple) else batch
-            self._codes.append(model.encode(x[:missing], noise=True).float().cpu())
+            given = outputs.get("codes") if isinstance(outputs, dict) else None
+            codes = model.encode(x[:missing], noise=True) if given is None else given[:missing]
+            self._codes.append(codes.float().cpu())
             if trainer.testing and x.ndim == 4:
                 self._inputs.append(x[:missing].float().cpu())
             if isinstance(batch, list | tuple) and batch[-1].ndim == 1:

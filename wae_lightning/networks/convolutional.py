@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,25 +37,64 @@ class _SameConvTranspose2d(nn.ConvTranspose2d):
     ) -> None:
         stride = (1 if from_size == size else 2,) * 2
         self.uncut = tuple((f - 1) * stride[0] + kernel_size for f in from_size)
-        self.cut = [(u - s) // 2 for u, s in zip(self.uncut, size, strict=True)]
+        self.cut = tuple((u - s) // 2 for u, s in zip(self.uncut, size, strict=True))
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=(self.cut[0], self.cut[1]))
         self.size = size
         self.exact = all(u - 2 * c == s for u, c, s in zip(self.uncut, self.cut, size, strict=True))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        without_gradient = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if self.out_channels == 1 and x.device.type == "cpu" and without_gradient:
-            return self._to_one_channel(x)
+        as_it_stands = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
+        if self.out_channels == 1 and x.device.type == "cpu" and not as_it_stands:
+            y: Tensor = _ToOneChannel.apply(x, self.weight, self.stride, self.uncut, self.cut, self.size)
+            return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         y = super().forward(x)
         return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
 
-    def _to_one_channel(self, x: Tensor) -> Tensor:
-        """The same by a matrix product, whose patches are added up: up to four times as fast, without a gradient."""
-        patches = x.flatten(2).transpose(1, 2) @ self.weight.flatten(1)
-        uncut = F.fold(patches.transpose(1, 2), self.uncut, self.kernel_size, stride=self.stride)
-        (top, left), (height, width) = self.cut, self.size
-        y = uncut[:, :, top : top + height, left : left + width]
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+class _ToOneChannel(torch.autograd.Function):
+    """A transposed convolution to one channel as a matrix product, whose patches are added up: four times as fast.
+
+    Only forward: the usual backward pass is fast.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        uncut: tuple[int, int],
+        cut: tuple[int, int],
+        size: tuple[int, int],
+    ) -> Tensor:
+        patches = x.flatten(2).transpose(1, 2) @ weight.flatten(1)
+        y = F.fold(patches.transpose(1, 2), uncut, weight.shape[2:], stride=stride)
+        # not a view: forward-mode derivatives want the output and its tangent laid out alike
+        return y[:, :, cut[0] : cut[0] + size[0], cut[1] : cut[1] + size[1]].contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, uncut, cut, size = ctx.geometry
+        below, right = (u - 2 * c - s for u, c, s in zip(uncut, cut, size, strict=True))
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            F.pad(grad, (0, right, 0, below)), x, weight, None, stride, cut, (1, 1), True, (0, 0), 1,
+            (*ctx.needs_input_grad[:2], False),
+        )  # fmt: skip
+        return grad_x, grad_weight, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        parts = ((x_tangent, weight), (x, weight_tangent))
+        return sum(_ToOneChannel.apply(a, b, *ctx.geometry) for a, b in parts if a is not None and b is not None)
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:

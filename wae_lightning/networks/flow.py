@@ -164,8 +164,9 @@ class MixtureFlow(Flow):
     def _whitened(self, x: Tensor) -> Tensor:
         """Points as each component sees them, (B, k, d): coordinate i is standard normal given those before it."""
         root = self.below.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
-        # (x - mean) root', multiplied out: no (B, k, d) differences
-        return torch.einsum("bd,ked->bke", x, root) - torch.einsum("kd,ked->ke", self.means, root)
+        # (x - mean) root', multiplied out: one matrix product, no (B, k, d) differences
+        shift = torch.einsum("kd,ked->ke", self.means, root)
+        return torch.addmm(-shift.flatten(), x, root.flatten(0, 1).T).unflatten(1, shift.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -182,7 +183,7 @@ class MixtureFlow(Flow):
             log_weights = torch.cat([log_weights, log_density], dim=2).cumsum(2)
             weights = log_weights[:, :, :-1].softmax(1).double()
             white = white.double()
-            lower, upper = ((weights * _below(side)).sum(1) for side in (white, -white))
+            lower, upper = _tails(weights, white)
             # from the smaller of the two tails, whose rounding errors are the smaller ones
             tail = torch.minimum(lower, upper).clamp(min=1e-300)
             z = torch.where(lower < upper, 1.0, -1.0) * torch.special.ndtri(tail)
@@ -211,6 +212,18 @@ class MixtureFlow(Flow):
 def _below(x: Tensor) -> Tensor:
     """The standard normal distribution function, exact in the lower tail (``torch.special.ndtr`` is not)."""
     return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
+
+
+def _tails(weights: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
+    """What a mixture has below and above, each (B, d): Σ_k weights_k Φ(±white_k), from (B, k, d) in float64."""
+    if white.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # takes a quarter of the time, and keeps nine digits where both tails are large, as nearly all codes' are
+        whole, difference = weights.sum(1), (weights * torch.erf(math.sqrt(0.5) * white)).sum(1)
+        lower, upper = 0.5 * (whole + difference), 0.5 * (whole - difference)
+        if torch.minimum(lower, upper).min() > 1e-6:
+            return lower, upper
+    lower, upper = ((weights * _below(side)).sum(1) for side in (white, -white))
+    return lower, upper
 
 
 def _root(weights: Tensor, slope: Tensor, offset: Tensor, z: Tensor) -> Tensor:
