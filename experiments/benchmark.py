@@ -83,10 +83,10 @@ def plot(results: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for config, candidates in results.get("training", {}).items():
+    for number, (config, candidates) in enumerate(results.get("training", {}).items()):
         rates = {name: row["images/s"] for name, row in candidates.items()}
-        shift = 0.2 if config.endswith("gan") else -0.2
-        left.barh([i + shift for i in range(len(rates))], list(rates.values()), 0.4, label=config)
+        places = [i + 0.27 * (number - 1) for i in range(len(rates))]
+        left.barh(places, list(rates.values()), 0.27, label=config)
         left.set_yticks(range(len(rates)), list(rates))
     left.set(xlabel="images/s", title="training")
     left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))

@@ -100,6 +100,8 @@ def resident_bytes() -> int:
 
 def start(make: Callable[..., LightningDataModule], arguments: dict[str, Any]) -> dict[str, float]:
     """Seconds to the first batch, and the memory that an epoch leaves in use; in a process of its own."""
+    # those of OpenMP do not survive the fork: a second one would be waited for without end
+    torch.set_num_threads(1)
     before, started = resident_bytes(), time.perf_counter()
     data = make(**arguments)
     data.prepare_data()
