@@ -271,6 +271,43 @@ def test_a_last_batch_of_one_image_does_not_stop_validation(tmp_path):
     assert torch.isfinite(fitting.callback_metrics["val/loss"])
 
 
+class UnknownLength(torch.utils.data.IterableDataset):
+    """Images of which nobody knows how many there are."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __iter__(self):
+        return iter(self.images)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+@pytest.mark.parametrize("length", ["known", "unknown"])
+def test_what_is_logged_is_the_mean_over_all_examples(tmp_path, stage, length):
+    images = torch.rand(19, 1, 28, 28)
+    model = small(noise=EncoderNoise())
+    loader = DataLoader(images if length == "known" else UnknownLength(images), 8)
+    fitting = trainer(tmp_path, limit_val_batches=None, limit_test_batches=None)
+    run = fitting.validate if stage == "val" else fitting.test
+    # twice: nothing is left of the first time
+    for _ in range(2):
+        (logged,) = run(model, loader, verbose=False)
+    with torch.no_grad():
+        costs = model.eval().cost(images, model(images))
+    assert logged[f"{stage}/cost"] == pytest.approx(costs.mean().item(), rel=1e-5)
+    expected = logged[f"{stage}/cost"] + model.penalty_weight * logged[f"{stage}/penalty"]
+    assert logged[f"{stage}/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_validation_of_some_batches_only_logs_their_mean(tmp_path):
+    images = torch.rand(40, 1, 28, 28)
+    model, fitting = small(noise=EncoderNoise()), trainer(tmp_path, limit_val_batches=2, num_sanity_val_steps=1)
+    fitting.fit(model, DataLoader(images, 8, drop_last=True), DataLoader(images, 8))
+    with torch.no_grad():
+        costs = model.eval().cost(images[:16], model(images[:16]))
+    assert fitting.callback_metrics["val/cost"].item() == pytest.approx(costs.mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_cost_and_penalty_get_full_precision(tmp_path, precision):
     seen = []

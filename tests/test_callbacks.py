@@ -11,8 +11,10 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from test_base import small, trainer
 
 from datamodules import MNISTDataModule
+from wae_lightning import WAEMMD
 from wae_lightning.callbacks import CodePictures, ImagePictures
 from wae_lightning.callbacks.codes import most_deviating_directions
+from wae_lightning.noise import EncoderNoise
 
 
 def test_pictures_have_the_right_images_in_the_right_places():
@@ -60,6 +62,31 @@ def test_both_write_to_tensorboard_after_each_validation(tmp_path):
     events = EventAccumulator(logger.log_dir).Reload()
     assert set(events.Tags()["images"]) == {"samples", "reconstructions", "interpolations", "codes"}
     assert [image.step for image in events.Images("codes")] == [0, 1]
+
+
+class OwnValidation(WAEMMD):
+    """A validation step that returns nothing, as most do."""
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+
+
+def test_the_codes_shown_are_those_of_the_validation(tmp_path):
+    encoded = []
+    for cls in (WAEMMD, OwnValidation):
+        model, pictures = small(cls, noise=EncoderNoise()), CodePictures(150)
+        encode = model.encode
+        model.encode = lambda x, noise=None, encode=encode: (encoded.append(len(x)), encode(x, noise))[1]
+        logger = TensorBoardLogger(tmp_path)
+        fitting = trainer(tmp_path, logger=logger, callbacks=[pictures], limit_val_batches=2)
+        fitting.fit(model, data := MNISTDataModule())
+        # only where the step does not hand them over, they are computed once more
+        assert encoded == ([] if cls is WAEMMD else [100, 50])
+        batches = [data.on_after_batch_transfer(batch, 0)[0] for batch in data.val_dataloader()][:2]
+        model.eval()
+        with torch.no_grad():
+            expected = encode(torch.cat(batches)[:150])
+        torch.testing.assert_close(torch.cat(pictures._codes), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_codes_without_labels_are_drawn_too():

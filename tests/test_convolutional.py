@@ -1,6 +1,7 @@
 """The convolutional networks: the paper's layers at width 1, TensorFlow's padding, any size."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -104,15 +105,43 @@ def test_the_transposed_convolution_is_the_transpose(kernel_size, size):
 @pytest.mark.parametrize("kernel_size", [3, 4, 5])
 @pytest.mark.parametrize("size", [(7, 8), (28, 27)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_way_to_one_channel_without_a_gradient_is_the_transposed_convolution(kernel_size, size, stride):
+def test_the_way_to_one_channel_is_the_transposed_convolution(kernel_size, size, stride):
     start = size if stride == 1 else tuple(math.ceil(s / 2) for s in size)
     transposed = _SameConvTranspose2d(3, 1, kernel_size, start, size).double()
-    x = torch.rand(2, 3, *start, dtype=torch.float64)
-    with_gradient = transposed(x)
-    with torch.no_grad():
-        without = transposed(x)
-    assert without.shape == (2, 1, *size)
-    torch.testing.assert_close(without, with_gradient.detach())
+    x = torch.rand(2, 3, *start, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.conv_transpose2d(x, transposed.weight, transposed.bias, stride, transposed.padding)
+    expected = expected[:, :, : size[0], : size[1]]
+    y = transposed(x)
+    assert y.shape == (2, 1, *size)
+    torch.testing.assert_close(y, expected)
+    weights, inputs = torch.rand_like(y), (x, *transposed.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad((weights * y).sum(), inputs), torch.autograd.grad((weights * expected).sum(), inputs)
+    )
+
+
+@pytest.mark.parametrize("size", [(6, 6), (5, 6)])
+def test_the_way_to_one_channel_has_all_kinds_of_derivatives(size):
+    transposed = _SameConvTranspose2d(2, 1, 4, (3, 3), size).double()
+    x = torch.rand(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    with warnings.catch_warnings():
+        # batched gradients make PyTorch compile something the old way
+        warnings.simplefilter("ignore", FutureWarning)
+        assert torch.autograd.gradcheck(transposed, (x,), check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(transposed, (x,))
+
+
+def test_the_decoders_jacobian_is_the_same_by_all_modes():
+    decoder, z = ConvDecoder(3, (1, 16, 16), width=1 / 64).double().eval(), torch.randn(3, dtype=torch.float64)
+
+    def image(z):
+        return decoder(z.unsqueeze(0)).squeeze(0)
+
+    expected = torch.stack([(image(z + 1e-6 * e) - image(z - 1e-6 * e)) / 2e-6 for e in torch.eye(3).double()], -1)
+    for jacobian in (torch.func.jacrev(image), torch.func.jacfwd(image)):
+        torch.testing.assert_close(jacobian(z), expected, rtol=1e-6, atol=1e-8)
+    gradients = torch.func.vmap(torch.func.grad(lambda z: image(z).sum()))(torch.stack([z, 2 * z]))
+    torch.testing.assert_close(gradients[0], expected.sum((0, 1, 2)), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("last_stride", [1, 2])

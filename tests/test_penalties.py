@@ -164,6 +164,41 @@ def test_mmd_agrees_with_a_double_loop(prior, sizes, kernel):
     assert mmd(z.float(), z_prior.float(), ours).item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [(256, 256), (256, 257), (700, 500)], ids=str)
+def test_mmd_of_few_and_of_many_codes_agrees_with_its_formula(sizes):
+    # above 512 codes in all, and again above 2¹⁸ pairs, it is computed in other ways
+    generator = torch.Generator().manual_seed(0)
+    z, z_prior = (torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in sizes)
+    z = (1.2 * z + 0.3).requires_grad_()
+
+    def kernel(x, y):
+        squared = (x.unsqueeze(1) - y.unsqueeze(0)).square().sum(2)
+        return sum(8 * s / (8 * s + squared) for s in (0.1, 0.2, 0.5, 1, 2, 5, 10))
+
+    def off_diagonal(x):
+        return (kernel(x, x).sum() - 7 * len(x)) / (len(x) * (len(x) - 1))
+
+    expected = off_diagonal(z) + off_diagonal(z_prior) - 2 * kernel(z, z_prior).mean()
+    (expected_gradient,) = torch.autograd.grad(expected, z)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        x = z.detach().to(dtype).requires_grad_()
+        value = mmd(x, z_prior.to(dtype), InverseMultiquadric(8.0))
+        assert value.item() == pytest.approx(expected.item(), rel=tolerance)
+        (gradient,) = torch.autograd.grad(value, x)
+        assert (gradient - expected_gradient).norm() < tolerance * expected_gradient.norm()
+
+
+def test_mmd_can_be_differentiated_after_a_first_call_in_inference_mode():
+    z, z_prior = torch.randn(11, 3), torch.randn(13, 3)
+    with torch.inference_mode():
+        value = mmd(z, z_prior, RBF(1.0))
+    z.requires_grad_()
+    again = mmd(z, z_prior, RBF(1.0))
+    again.backward()
+    torch.testing.assert_close(again.detach(), value.clone())
+    assert z.grad.abs().sum() > 0
+
+
 def test_the_energy_distance_agrees_with_scipy_in_one_dimension():
     z, z_prior = normal(30, 0, d=1).double() + 1, normal(25, 1, d=1).double()
     # SciPy's is the root of the V-statistic, with the zero diagonals in the means

@@ -111,9 +111,7 @@ def _serve(turns: Connection, name: str, flags: tuple[str, ...], options: Option
 
 
 @contextmanager
-def in_processes_of_their_own(
-    names: list[str], flags: tuple[str, ...], options: Options
-) -> Iterator[dict[str, Steps]]:
+def in_processes_of_their_own(names: list[str], flags: tuple[str, ...], options: Options) -> Iterator[dict[str, Steps]]:
     """Competitors that wait in processes of their own for their turns."""
     context = get_context("spawn")
     turns = {}

@@ -43,8 +43,8 @@ class _SameConvTranspose2d(nn.ConvTranspose2d):
         self.exact = all(u - 2 * c == s for u, c, s in zip(self.uncut, self.cut, size, strict=True))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        as_it_stands = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu")
-        if self.out_channels == 1 and x.device.type == "cpu" and not as_it_stands:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if self.out_channels == 1 and x.device.type == "cpu" and not (traced or torch.is_autocast_enabled("cpu")):
             y: Tensor = _ToOneChannel.apply(x, self.weight, self.stride, self.uncut, self.cut, self.size)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         y = super().forward(x)
@@ -93,8 +93,9 @@ class _ToOneChannel(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, x_tangent: Tensor | None, weight_tangent: Tensor | None, *_: None) -> Tensor:
         x, weight = ctx.saved_tensors
-        parts = ((x_tangent, weight), (x, weight_tangent))
-        return sum(_ToOneChannel.apply(a, b, *ctx.geometry) for a, b in parts if a is not None and b is not None)
+        pairs = ((x_tangent, weight), (x, weight_tangent))
+        parts = [_ToOneChannel.apply(a, b, *ctx.geometry) for a, b in pairs if a is not None and b is not None]
+        return torch.stack(parts).sum(0)
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:

@@ -166,7 +166,7 @@ class MixtureFlow(Flow):
         root = self.below.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
         # (x - mean) root', multiplied out: one matrix product, no (B, k, d) differences
         shift = torch.einsum("kd,ked->ke", self.means, root)
-        return torch.addmm(-shift.flatten(), x, root.flatten(0, 1).T).unflatten(1, shift.shape)
+        return torch.addmm(-shift.flatten(), x, root.flatten(0, 1).T).view(-1, *shift.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
