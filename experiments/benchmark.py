@@ -89,7 +89,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
         left.barh(places, list(rates.values()), 0.27, label=config)
         left.set_yticks(range(len(rates)), list(rates))
     left.set(xlabel="images/s", title="training")
-    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    left.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2))
     for name, found in results.get("scaling", {}).items():
         if name.startswith("step,"):
             middle.plot([int(x) for x in found], list(found.values()), "o-", label=name)

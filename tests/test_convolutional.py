@@ -131,6 +131,22 @@ def test_the_way_to_one_channel_has_all_kinds_of_derivatives(size):
         assert torch.autograd.gradgradcheck(transposed, (x,))
 
 
+@pytest.mark.parametrize("way", ["autocast", "compiled", "frozen"])
+def test_the_way_to_one_channel_is_open(way):
+    transposed = _SameConvTranspose2d(2, 1, 4, (3, 3), (6, 6))
+    x = torch.rand(4, 2, 3, 3, requires_grad=True)
+    expected = nn.functional.conv_transpose2d(x, transposed.weight, transposed.bias, 2, transposed.padding)
+    wanted = torch.autograd.grad(expected.square().sum(), x)
+    if way == "frozen":
+        transposed.requires_grad_(False)
+    layer = torch.compile(transposed, backend="aot_eager") if way == "compiled" else transposed
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        y = layer(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), wanted)
+
+
 def test_the_decoders_jacobian_is_the_same_by_all_modes():
     decoder, z = ConvDecoder(3, (1, 16, 16), width=1 / 64).double().eval(), torch.randn(3, dtype=torch.float64)
 

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
+# PyTorch 2.6 cannot tell export from compilation
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
 
 class _SameConv2d(nn.Conv2d):
     """Convolution of stride 2 with TensorFlow's 'SAME' padding: the output has half the size, rounded up."""
@@ -43,18 +46,20 @@ class _SameConvTranspose2d(nn.ConvTranspose2d):
         self.exact = all(u - 2 * c == s for u, c, s in zip(self.uncut, self.cut, size, strict=True))
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        if self.out_channels == 1 and x.device.type == "cpu" and not (traced or torch.is_autocast_enabled("cpu")):
-            y: Tensor = _ToOneChannel.apply(x, self.weight, self.stride, self.uncut, self.cut, self.size)
+        traced = is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if self.out_channels > 1 or x.device.type != "cpu" or traced:
+            y: Tensor = super().forward(x)
+            return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
+        with torch.autocast("cpu", enabled=False):
+            x = x.to(self.weight.dtype)
+            y = _ToOneChannel.apply(x, self.weight, self.stride, self.uncut, self.cut, self.size)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
-        y = super().forward(x)
-        return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
 
 
 class _ToOneChannel(torch.autograd.Function):
     """A transposed convolution to one channel as a matrix product, whose patches are added up: four times as fast.
 
-    Only forward: the usual backward pass is fast.
+    Only forward: the usual backward pass is fast. It cannot be exported.
     """
 
     generate_vmap_rule = True
