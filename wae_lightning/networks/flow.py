@@ -166,7 +166,7 @@ class MixtureFlow(Flow):
         root = self.below.tril(-1) + torch.diag_embed(self.log_diagonal.exp())
         # (x - mean) root', multiplied out: one matrix product, no (B, k, d) differences
         shift = torch.einsum("kd,ked->ke", self.means, root)
-        return torch.addmm(-shift.flatten(), x, root.flatten(0, 1).T).view(-1, *shift.shape)
+        return torch.addmm(-shift.flatten(), x, root.flatten(0, 1).T).view(len(x), *shift.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -220,7 +220,7 @@ def _tails(weights: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
         # takes a quarter of the time, and keeps nine digits where both tails are large, as nearly all codes' are
         whole, difference = weights.sum(1), (weights * torch.erf(math.sqrt(0.5) * white)).sum(1)
         lower, upper = 0.5 * (whole + difference), 0.5 * (whole - difference)
-        if torch.minimum(lower, upper).min() > 1e-6:
+        if (torch.minimum(lower, upper) > 1e-6).all():
             return lower, upper
     lower, upper = ((weights * _below(side)).sum(1) for side in (white, -white))
     return lower, upper
