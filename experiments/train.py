@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -30,6 +30,10 @@ from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
 TRAINER_FLAGS = tuple(inspect.signature(Trainer.__init__).parameters)[1:]
+HOOKS_OF_A_BATCH = (
+    *("on_train_batch_start", "on_train_batch_end", "on_validation_batch_start", "on_validation_batch_end"),
+    *("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"),
+)
 
 
 class UsageError(Exception):
@@ -167,6 +171,8 @@ class Train(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        for callback in trainer.callbacks:
+            leave_out_empty_hooks(callback)
         return trainer
 
     def train(self) -> None:
@@ -244,6 +250,13 @@ def known_flags() -> list[str]:
             if inspect.isclass(cls):
                 flags += [f"--{prefix}.{name}" for name in inspect.signature(cls.__init__).parameters if name != "self"]
     return sorted(set(flags))
+
+
+def leave_out_empty_hooks(callback: Callback) -> None:
+    """Hides the hooks that a callback does not define: Lightning would call them all in each step, 0.3 ms of it."""
+    for name in HOOKS_OF_A_BATCH:
+        if getattr(type(callback), name) is getattr(Callback, name) and name not in vars(callback):
+            setattr(callback, name, None)  # Lightning passes over what it cannot call
 
 
 def look_for_gpus_once() -> None:

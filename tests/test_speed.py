@@ -15,6 +15,8 @@ import pytest
 import torch
 import train
 from benchmarks import loaders
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import LambdaCallback
 from test_base import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
@@ -102,6 +104,28 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     # glibc's threshold at the start; it may raise it by itself, or not
     assert int(output_of("as it comes", MALLOC_MMAP_THRESHOLD_="131072")[1]) > 1000
     assert output_of("kept", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
+
+
+class Noting(Callback):
+    def __init__(self):
+        self.calls = []
+
+    def on_after_backward(self, *_):
+        self.calls.append("own")
+
+
+def test_hooks_that_do_nothing_are_left_out_and_all_others_are_called(tmp_path):
+    noting = Noting()
+    given = LambdaCallback(on_before_backward=lambda *_: noting.calls.append("given"))
+    for callback in (noting, given, Callback()):
+        train.leave_out_empty_hooks(callback)
+    # hooks of rarer moments are not worth it, and Lightning calls some of them without looking
+    assert noting.on_train_batch_start is None
+    assert given.on_after_backward is None
+    assert callable(noting.on_save_checkpoint)
+    assert callable(noting.on_exception)
+    trainer(tmp_path, limit_train_batches=2, callbacks=[noting, given]).fit(small(WAEMMD), MNISTDataModule())
+    assert noting.calls == ["given", "own"] * 2
 
 
 LOOK = """

@@ -227,11 +227,11 @@ def broken(monkeypatch, error):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), r"out of GPU memory with batches of 100: try a smaller --data"),
-        (MemoryError(), "out of memory with batches of 100: try a smaller --data.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), r"out of GPU memory with batches of 200: try a smaller --data"),
+        (MemoryError(), "out of memory with batches of 200: try a smaller --data.batch_size"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-            "out of memory with batches of 100: .*you tried to allocate 9 bytes",
+            "out of memory with batches of 200: .*you tried to allocate 9 bytes",
         ),
         (
             torch.distributed.DistNetworkError("The server socket has failed to listen on any local network address."),

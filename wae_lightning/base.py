@@ -440,9 +440,10 @@ class WAE(LightningModule):
 
         Lightning's bookkeeping takes as long for each value as a small layer, so it is left out where nobody reads it.
         """
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
         logged = every and (self.global_step + 1) % every == 0
-        if logged or self.trainer.fit_loop.batch_idx == 0 or self.trainer.is_last_batch:
+        if logged or trainer.fit_loop.batch_idx == 0 or trainer.is_last_batch:
             for name, value in values.items():
                 self.log(name, value.detach(), prog_bar=name in ("train/cost", "train/penalty"))
 
