@@ -65,7 +65,7 @@ def scaling(options: Options) -> dict[str, Any]:
             f"--model.flow.dim={d}",
         )
         model = run_of(options, "mnist_wae_mmd", *flags).model
-        by_dimension[str(d)] = functools.partial(bare_loop(model, images, 100), steps)
+        by_dimension[str(d)] = functools.partial(bare_loop(model, images, run.datamodule.batch_size), steps)
     times = in_turns(by_dimension, device, rounds)
     rows["step, by latent_dim"] = {d: median(found) / steps * 1e3 for d, found in times.items()}
 
@@ -88,7 +88,7 @@ def scaling(options: Options) -> dict[str, Any]:
     }
     times = in_turns(distances, device, rounds)
     rows["Chamfer of 8 clouds, by points"] = {n: median(found) * 1e3 for n, found in times.items()}
-    rows["steps of 100 images per process, by processes"] = processes(options)
+    rows["training, by processes"] = processes(options)
     return rows
 
 
@@ -99,6 +99,7 @@ def processes(options: Options) -> dict[str, Any]:
     if options.quick:
         return {"2": "left out by --quick"}
     steps, rates = 60, {}
+    size = run_of(options, "mnist_wae_mmd").datamodule.batch_size
     data = [] if options.root is None else [f"--data.root={options.root}"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
@@ -121,5 +122,5 @@ def processes(options: Options) -> dict[str, Any]:
             )
             if done.returncode:
                 return {"error": done.stderr.strip().splitlines()[-1]}
-            rates[str(devices)] = {"images/s": devices * steps * 100 / json.loads(file.read_text())}
+            rates[str(devices)] = {"images/s": devices * steps * size / json.loads(file.read_text())}
     return rates
