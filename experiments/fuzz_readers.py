@@ -475,6 +475,7 @@ def work(name: str, folder: Path, seeds: range, memory: int, results: Connection
     """Reads the inputs of ``seeds`` one after the other, in a process of its own."""
     reader = READERS[name]
     faulthandler.disable()
+    torch.set_num_threads(1)  # those of OpenMP do not survive a fork: a child that waits for them hangs
     os.chdir(folder)
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
