@@ -22,6 +22,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from wae_lightning import WAE
 from wae_lightning.allocator import keep_freed_memory
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
@@ -179,6 +180,9 @@ class Train(LightningCLI):
         """Fits and tests the model, and writes and prints the results."""
         if self.config.ckpt_path is not None:
             self.check_weights(read_checkpoint(Path(self.config.ckpt_path))["state_dict"])
+        if isinstance(self.model, WAE):
+            # it logs the first and the last step of each epoch, however short that is
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
         start, start_cpu = time.perf_counter(), time.process_time()
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
