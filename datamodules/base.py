@@ -47,11 +47,19 @@ class ResumableLoader(DataLoader[Any]):
         resume_at, self._resume_at = self._resume_at, None
         now = torch.get_rng_state()
         if resume_at is None:
-            return self._counted(super().__iter__(), now, None)
+            return self._counted(self._batches(), now, None)
         torch.set_rng_state(resume_at["rng_state"])
-        batches = super().__iter__()
+        batches = self._batches()
         torch.set_rng_state(now)
         return self._counted(batches, resume_at["rng_state"], resume_at)
+
+    def _batches(self) -> Iterator[Any]:
+        if self.num_workers or self.collate_fn is not _as_is:
+            return super().__iter__()
+        # what torch's iterator does, but for its marks for a profiler, which take as long as fetching a batch of digits
+        torch.empty((), dtype=torch.int64).random_()  # its seed for workers: the order is the same with them
+        dataset: Any = self.dataset
+        return map(dataset.__getitems__, self.batch_sampler)  # type: ignore[arg-type]
 
     def _counted(self, batches: Iterator[Any], rng_state: Tensor, resume_at: dict[str, Any] | None) -> Iterator[Any]:
         # the order is drawn with the first batch, not before

@@ -46,8 +46,8 @@ class Images(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        rows = self.rows[torch.as_tensor(indices, device=self.rows.device)]
         # index_select copies row by row, ten times faster than indexing does for rows of bytes
+        rows = self.rows.index_select(0, torch.as_tensor(indices, device=self.rows.device))
         return self.images.index_select(0, rows), self.labels.index_select(0, rows).long()
 
     @property

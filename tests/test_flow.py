@@ -139,7 +139,6 @@ def test_the_flow_learns_and_sends_no_gradient_to_the_encoder(cls):
     models = [small_model(flow=flow, penalty_weight=0.0, noise=FixedNoise(0.1)) for flow in (None, cls(6))]
     gradients = []
     for model in models:
-        model._log_step = lambda _: None
         torch.manual_seed(2)  # equal encoder noise; the flow draws its own afterwards
         _, cost = model.train()._codes_and_cost(clouds)
         cost.backward()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import json
 import os
 import platform
@@ -17,7 +18,9 @@ import train
 from benchmarks import loaders
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.profilers import SimpleProfiler
 from test_base import small, trainer
+from torch.utils.data import DataLoader
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
 from datamodules.celeba import ImagesOnDisk
@@ -114,6 +117,11 @@ class Noting(Callback):
         self.calls.append("own")
 
 
+class NotingModel(WAEMMD):
+    def on_after_backward(self):
+        self.calls.append("model's")
+
+
 def test_hooks_that_do_nothing_are_left_out_and_all_others_are_called(tmp_path):
     noting = Noting()
     given = LambdaCallback(on_before_backward=lambda *_: noting.calls.append("given"))
@@ -124,8 +132,41 @@ def test_hooks_that_do_nothing_are_left_out_and_all_others_are_called(tmp_path):
     assert given.on_after_backward is None
     assert callable(noting.on_save_checkpoint)
     assert callable(noting.on_exception)
-    trainer(tmp_path, limit_train_batches=2, callbacks=[noting, given]).fit(small(WAEMMD), MNISTDataModule())
-    assert noting.calls == ["given", "own"] * 2
+    model = small(NotingModel)
+    model.calls = noting.calls
+    train.leave_out_empty_hooks(model)
+    assert model.on_before_backward is None
+    trainer(tmp_path, limit_train_batches=2, callbacks=[noting, given]).fit(model, MNISTDataModule())
+    assert noting.calls == ["given", "own", "model's"] * 2
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], train.NoProfiler), (["--profiler=simple"], SimpleProfiler)])
+def test_marks_for_a_profiler_cost_nothing_where_there_is_none(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+    run = train.Train(*train.with_full_names(["--accelerator=cpu", "--logger=false", *flags]))
+    assert type(run.trainer.profiler) is expected
+
+
+def test_batches_fetched_without_torchs_iterator_are_the_same_in_the_same_order():
+    data = MNISTDataModule(batch_size=50)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    torch.manual_seed(0)
+    own, state = [list(loader), list(loader)], torch.get_rng_state()
+    torch.manual_seed(0)
+    theirs = [list(DataLoader.__iter__(loader)), list(DataLoader.__iter__(loader))]
+    assert torch.equal(torch.get_rng_state(), state)
+    for passed, expected in zip(own, theirs, strict=True):
+        assert len(passed) == len(expected) == 180
+        for batch, expected_batch in zip(passed, expected, strict=True):
+            assert all(map(torch.equal, batch, expected_batch))
+    assert not torch.equal(own[0][0][1], own[1][0][1])
+
+
+def test_lightning_sees_the_arguments_of_the_training_step():
+    assert inspect.getfullargspec(WAEMMD.training_step).args == ["self", "batch", "batch_idx"]
+    assert list(inspect.signature(small().training_step).parameters) == ["batch", "batch_idx"]
 
 
 LOOK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import itertools
 import math
@@ -180,6 +181,7 @@ class WAE(LightningModule):
         self._accumulated_codes: list[Tensor] = []
         self._latest: deque[Tensor] = deque()
         self._latest_count = 0
+        self._flow_values: dict[str, Tensor] = {}
         self._unchecked_terms: list[tuple[Tensor, Tensor]] = []
         self._evaluated: list[tuple[int, dict[str, Tensor]]] = []
         self._taken_from_trainer: tuple[Any, int] | None = None
@@ -251,6 +253,13 @@ class WAE(LightningModule):
             weights_only=weights_only,
             **arguments,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes in it which hook runs, some forty times a step, and a module searches its weights for the name
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     # ---- using the model --------------------------------------------------------------------------------------------
 
@@ -409,9 +418,9 @@ class WAE(LightningModule):
         # the codes of the last batches are nearly those of the present encoder
         codes = torch.cat([code.detach(), *self._codes_of_last_batches(FLOW_CODES - len(code))])
         loss: Tensor = -flow.log_prob(codes + self.flow_noise * torch.randn_like(codes)).mean() / self.latent_dim
-        self._log_step({"train/flow_loss": loss})
+        self._flow_values["train/flow_loss"] = value = loss.detach()
         # the flow has parameters of its own: only the gradient joins the cost, its value stays the reconstruction's
-        return cost + loss - loss.detach()
+        return cost + loss - value
 
     def _prior_like(self, z: Tensor) -> Tensor:
         return self.prior.sample(len(z), device=z.device).to(z.dtype)
@@ -435,21 +444,23 @@ class WAE(LightningModule):
         self._log_step({"train/cost": cost, "train/penalty": penalty})
         return cost + self.penalty_weight * penalty
 
+    # Lightning looks at it before every step, and inspect would build it anew each time
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
     def _log_step(self, values: dict[str, Tensor]) -> None:
         """Logs a training step's values, cost and penalty also to the progress bar, if the logger will take them.
 
         Lightning's bookkeeping takes as long for each value as a small layer, so it is left out where nobody reads it.
         """
         trainer: Any = self.trainer
-        every = trainer.log_every_n_steps
-        logged = every and (self.global_step + 1) % every == 0
+        logged = trainer._logger_connector.should_update_logs
         if logged or trainer.fit_loop.batch_idx == 0 or trainer.is_last_batch:
-            for name, value in values.items():
+            for name, value in (self._flow_values | values).items():
                 self.log(name, value.detach(), prog_bar=name in ("train/cost", "train/penalty"))
 
     def _remember(self, z: Tensor) -> None:
-        # a copy: with CUDA graphs the next step overwrites z
-        self._latest.append(z.detach().clone())
+        # on a GPU a copy: with CUDA graphs the next step overwrites z
+        self._latest.append(z.detach().clone() if z.is_cuda else z.detach())
         self._latest_count += len(z)
         if self._latest_count - len(self._latest[0]) >= REMEMBERED_CODES:
             self._latest_count -= len(self._latest.popleft())
@@ -571,14 +582,15 @@ class WAE(LightningModule):
         # the encoder's, the codes are one in the critic's), so neither gradient touches the other's network. And
         # every parameter gets its gradient in it, as DistributedDataParallel demands.
         accumulated = self.trainer.accumulate_grad_batches
-        self.manual_backward((cost + weight * encoder_loss + weight * critic_loss) / accumulated)
+        self.manual_backward((cost + weight * (encoder_loss + critic_loss)) / accumulated)
         self._unchecked_terms.append((cost.detach(), encoder_loss.detach()))
         values = {"train/cost": cost, "train/penalty": encoder_loss, "train/critic_loss": critic_loss}
         self._log_step(values | accuracies)
 
         self._accumulated_codes.append(z.detach())
         if (batch_idx + 1) % accumulated == 0 or self.trainer.is_last_batch:
-            codes, self._accumulated_codes = torch.cat(self._accumulated_codes), []
+            codes = torch.cat(self._accumulated_codes)
+            self._accumulated_codes.clear()
             self._step_both_optimizers(penalty, codes)
             self._step_lr_schedulers("step")
         if self.trainer.is_last_batch:
