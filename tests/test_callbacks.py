@@ -1,6 +1,7 @@
 """Pictures of images and codes."""
 
-import matplotlib.figure
+import io
+
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from datamodules import MNISTDataModule
 from wae_lightning import WAEMMD
 from wae_lightning.callbacks import CodePictures, ImagePictures
 from wae_lightning.callbacks.codes import most_deviating_directions
+from wae_lightning.callbacks.png import add_png
 from wae_lightning.noise import EncoderNoise
 
 
@@ -89,8 +91,59 @@ def test_the_codes_shown_are_those_of_the_validation(tmp_path):
         torch.testing.assert_close(torch.cat(pictures._codes), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_codes_without_labels_are_drawn_too():
-    assert isinstance(CodePictures().draw(torch.randn(10, 3), torch.randn(10, 3)), matplotlib.figure.Figure)
+def colored(picture):
+    """Where a picture is neither white nor grey: the codes and nothing else."""
+    picture = picture.int()
+    return (picture.amax(0) - picture.amin(0)) > 60
+
+
+def test_codes_are_drawn_where_they_are():
+    torch.manual_seed(0)
+    prior = torch.randn(1000, 2)
+    # far right and far up in the plane, nowhere else
+    z = torch.tensor([[3.0, 0.0]] * 50 + [[0.0, 2.0]] * 50)
+    directions = most_deviating_directions(z, prior)
+    limit = 1.1 * prior.abs().max()
+    picture = CodePictures().draw(z, prior)
+    assert picture.shape == (3, 500, 500)
+    assert picture.dtype == torch.uint8
+    for point in z[[0, 99]] @ directions:
+        # the axes reach from 9 % to 97 % of the width, from 7 % to 94 % of the height
+        column = 500 * (0.09 + 0.88 * (point[0] / limit + 1) / 2)
+        row = 500 * (1 - 0.07 - 0.87 * (point[1] / limit + 1) / 2)
+        assert colored(picture)[int(row) - 1 : int(row) + 2, int(column) - 1 : int(column) + 2].all()
+    legend = colored(picture)[:80, 370:].sum()
+    assert 0 < colored(picture).sum() - legend < 100  # two dots
+    # again: what was drawn before is gone, and with labels other colors come
+    assert torch.equal(CodePictures().draw(z, prior), picture)
+    labelled = CodePictures().draw(z, prior, torch.tensor([2] * 50 + [3] * 50))
+    assert not torch.equal(labelled, picture)
+    assert torch.equal(labelled, CodePictures().draw(z, prior, torch.tensor([12] * 50 + [13] * 50)))
+
+
+def test_the_scale_is_the_priors_until_codes_lie_outside():
+    prior, z = torch.randn(1000, 3), torch.randn(100, 3)
+    frame = lambda z: CodePictures().draw(z, prior)[:, 470:]  # the numbers below the plot  # noqa: E731
+    assert torch.equal(frame(0.5 * z), frame(0.3 * z))
+    assert not torch.equal(frame(10 * z), frame(0.3 * z))
+    assert colored(CodePictures().draw(100 * z, prior))[40:460, 50:370].sum() > 100
+
+
+def test_pngs_hold_what_was_given(tmp_path):
+    grey, color = torch.rand(1, 9, 7).expand(3, -1, -1), torch.rand(3, 9, 7)
+    drawing = torch.randint(2, (1, 9, 7)) * torch.tensor([200, 100, 0]).view(3, 1, 1)
+    logger = TensorBoardLogger(tmp_path)
+    for name, picture, colors in (("grey", grey, None), ("color", color, None), ("drawing", drawing.byte(), 4)):
+        add_png(logger.experiment, name, picture, 3, colors)
+        logger.experiment.add_image(f"{name} of TensorBoard", picture, 3)
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir).Reload()
+    for name, mode in (("grey", "L"), ("color", "RGB"), ("drawing", "P")):
+        own, theirs = (events.Images(tag)[0] for tag in (name, f"{name} of TensorBoard"))
+        assert (own.step, own.width, own.height) == (theirs.step, theirs.width, theirs.height) == (3, 7, 9)
+        image, expected = (Image.open(io.BytesIO(found.encoded_image_string)) for found in (own, theirs))
+        assert image.mode == mode
+        assert image.convert("RGB").tobytes() == expected.tobytes()
 
 
 def test_bad_arguments_are_refused():

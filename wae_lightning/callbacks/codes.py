@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
+
+from wae_lightning.callbacks.png import add_png
 
 __all__ = ["CodePictures", "most_deviating_directions"]
 
@@ -31,6 +34,28 @@ def most_deviating_directions(z: Tensor, z_prior: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(z.T @ z / len(z) - z_prior.T @ z_prior / len(z_prior))
     largest = values.abs().argsort(descending=True)[:2]
     return torch.index_select(vectors, 1, largest)
+
+
+@functools.lru_cache(maxsize=4)
+def _plot(limit: float) -> tuple[Any, Any, Any]:
+    """A square plot with all but its points, drawn once: axes, text and legend take five times as long as the points.
+
+    Returns:
+        The canvas, what is on it, and the clouds of the prior and of the codes, which are not.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas: Any = FigureCanvasAgg(Figure(figsize=(5, 5)))
+    axes = canvas.figure.add_axes((0.09, 0.07, 0.88, 0.87), xlim=(-limit, limit), ylim=(-limit, limit))
+    axes.set_title("codes where they deviate most from the prior")
+    clouds = (
+        axes.scatter(0, 0, s=4, color="lightgray", label="prior", animated=True),
+        axes.scatter(0, 0, s=4, c=0, vmin=0, vmax=9, cmap="tab10", label="codes", animated=True),
+    )
+    axes.legend(loc="upper right")
+    canvas.draw()
+    return canvas, canvas.copy_from_bbox(canvas.figure.bbox), clouds
 
 
 class CodePictures(Callback):
@@ -55,20 +80,32 @@ class CodePictures(Callback):
         self._labels: list[Tensor] = []
         self._inputs: list[Tensor] = []
 
-    def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Any:
-        """Draws codes (n, d) over draws from the prior (m, d): a matplotlib ``Figure``."""
-        from matplotlib.figure import Figure
+    def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Draws codes over draws from the prior.
 
+        Args:
+            z: Codes (n, d).
+            z_prior: Draws from the prior (m, d). They set the scale, which grows by steps where codes lie outside.
+            labels: Integers (n,), colors of the codes.
+
+        Returns:
+            A uint8 image (3, height, width).
+        """
         directions = most_deviating_directions(z, z_prior)
-        figure = Figure(figsize=(5, 5))
-        axes = figure.add_axes((0.09, 0.07, 0.88, 0.87))  # fixed: fitting it takes as long as all the drawing
-        colors: dict[str, Any] = {"color": "tab:blue"} if labels is None else {"c": labels.numpy(), "cmap": "tab10"}
-        for points, name, style in ((z_prior, "prior", {"color": "lightgray"}), (z, "codes", colors)):
-            horizontal, vertical = (points @ directions).T.numpy()
-            axes.scatter(horizontal, vertical, s=4, label=name, **style)
-        axes.set(aspect="equal", title="codes where they deviate most from the prior")
-        axes.legend(loc="upper right")
-        return figure
+        points, prior_points = z @ directions, z_prior @ directions
+        limit = 1.1 * float(z_prior.abs().max())
+        outside = float(points.abs().max()) / limit
+        if outside > 1:
+            limit *= 2 ** (math.ceil(2 * math.log2(outside)) / 2)
+        canvas, empty, (of_prior, of_codes) = _plot(limit)
+        canvas.restore_region(empty)
+        of_prior.set_offsets(prior_points.numpy())
+        of_codes.set_offsets(points.numpy())
+        of_codes.set_array(torch.zeros(len(z)).numpy() if labels is None else (labels % 10).numpy())
+        for cloud in (of_prior, of_codes):
+            cloud.axes.draw_artist(cloud)
+        pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+        return pixels.view(*canvas.get_width_height()[::-1], 4)[:, :, :3].permute(2, 0, 1)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -96,13 +133,14 @@ class CodePictures(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not self._codes or not writers:
+        if not self._codes or not writers or not trainer.is_global_zero:
             return
         model: Any = pl_module
         z_prior = model.prior.sample(self.count, torch.Generator().manual_seed(0))
         labels = torch.cat(self._labels) if self._labels else None
+        picture = self.draw(torch.cat(self._codes), z_prior, labels)
         for writer in writers:
-            writer.add_figure("codes", self.draw(torch.cat(self._codes), z_prior, labels), trainer.current_epoch)
+            add_png(writer, "codes", picture, trainer.current_epoch, colors=64)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._codes or not trainer.is_global_zero:

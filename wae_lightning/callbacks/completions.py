@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from wae_lightning.callbacks.png import add_png
 from wae_lightning.kernels import squared_distances
 
 __all__ = ["CompletionPictures", "most_ambiguous"]
@@ -103,11 +104,11 @@ class CompletionPictures(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not self._pairs or not writers:
+        if trainer.sanity_checking or not self._pairs or not writers or not trainer.is_global_zero:
             return
         picture = self._picture(pl_module)
         for writer in writers:
-            writer.add_image("completions", picture, trainer.current_epoch)
+            add_png(writer, "completions", picture, trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # asks the first process: all of them must take part

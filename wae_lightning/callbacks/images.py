@@ -11,6 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from wae_lightning.callbacks.png import add_png
+
 __all__ = ["ImagePictures"]
 
 
@@ -78,11 +80,11 @@ class ImagePictures(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or self._inputs is None or not writers:
+        if trainer.sanity_checking or self._inputs is None or not writers or not trainer.is_global_zero:
             return
         for name, picture in self.draw(pl_module, self._inputs).items():
             for writer in writers:
-                writer.add_image(name, picture, trainer.current_epoch)
+                add_png(writer, name, picture, trainer.current_epoch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # asks the first process: all of them must take part
