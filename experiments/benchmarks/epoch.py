@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import statistics
+import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +25,14 @@ class Spent:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # not stopwatch: what it takes to ask for the CPU's time, too, would count as a part of the step
+        self.now = time.perf_counter if device.type == "cpu" else self._after_gpu
         self.seconds: dict[str, float] = defaultdict(float)
         self.busy = False
+
+    def _after_gpu(self) -> float:
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def watch(self, owner: Any, attribute: str, name: str) -> None:
         """Replaces a method of an object by one that is timed."""
@@ -35,11 +43,11 @@ class Spent:
             if self.busy:
                 return original(*args, **kwargs)
             self.busy = True
-            elapsed = stopwatch(self.device)
+            start = self.now()
             try:
                 return original(*args, **kwargs)
             finally:
-                self.seconds[name] += elapsed().wall
+                self.seconds[name] += self.now() - start
                 self.busy = False
 
         object.__setattr__(owner, attribute, watched)
@@ -52,9 +60,9 @@ class Spent:
         @functools.wraps(step)
         def watched(closure: Any = None, **kwargs: Any) -> Any:
             result = None if closure is None else closure()
-            elapsed = stopwatch(self.device)
+            start = self.now()
             step(None if closure is None else lambda: result, **kwargs)
-            self.seconds["optimizer"] += elapsed().wall
+            self.seconds["optimizer"] += self.now() - start
             return result
 
         optimizer.step = watched
@@ -101,32 +109,34 @@ def outside(options: Options) -> dict[str, Any]:
 
 
 class _Epochs(Callback):
-    """Notes what the second epoch took: its training batches, and all of it up to the next one."""
+    """Notes the seconds of each epoch but the first: of its steps, of all of it up to the next one, and of parts."""
 
-    def __init__(self, parts: list[Spent]) -> None:
-        self.parts = parts
+    def __init__(self, outer: Spent, pictures: Spent) -> None:
+        self.outer = outer
+        self.pictures = pictures
+        self.found: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.current_epoch == 2:
-            self.whole = self.elapsed().wall
-            self.seconds = [dict(part.seconds) for part in self.parts]
-            trainer.should_stop = True
-        for part in self.parts:
-            part.seconds.clear()
-        self.elapsed = stopwatch(self.parts[0].device)
+        if trainer.current_epoch > 1:
+            parts = {**self.outer.seconds, **self.pictures.seconds}
+            self.found.append(parts | {"steps": self.steps, "whole": self.elapsed().wall, "logging": self.logging})
+            trainer.should_stop = trainer.current_epoch + 1 == trainer.max_epochs
+        self.outer.seconds.clear()
+        self.pictures.seconds.clear()
+        self.elapsed = stopwatch(self.outer.device)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.current_epoch == 1 and trainer.is_last_batch:
-            self.training = self.elapsed().wall
-            self.logging = self.parts[0].seconds["logging"]
+        if trainer.is_last_batch:
+            self.logging = self.outer.seconds["logging"]
+            self.steps = self.elapsed().wall - self.logging
 
 
 def epoch(options: Options) -> dict[str, Any]:
     """What validation, pictures, checkpoints and logging add to an epoch, as share of its steps without them."""
     rows = {}
-    flags = ("--limit_train_batches=60", "--limit_val_batches=6") if options.quick else ()
+    flags = ("--max_epochs=3", "--limit_train_batches=60", "--limit_val_batches=6") if options.quick else ()
     for config in ("mnist_wae_mmd",) if options.quick else ("mnist_wae_mmd", "mnist_wae_gan"):
-        run = run_of(options, config, "--max_epochs=3", *flags)
+        run = run_of(options, config, *(flags or ("--max_epochs=5",)))
         trainer, model = run.trainer, run.model
         outer, inner = Spent(options.device), Spent(options.device)
         outer.watch(model, "log", "logging")
@@ -139,19 +149,20 @@ def epoch(options: Options) -> dict[str, Any]:
             if "Pictures" in type(callback).__name__:
                 inner.watch(callback, "on_validation_batch_end", "pictures")
                 inner.watch(callback, "on_validation_epoch_end", "pictures")
-        marks = _Epochs([outer, inner])
-        trainer.callbacks.insert(0, marks)
+        epochs = _Epochs(outer, inner)
+        trainer.callbacks.insert(0, epochs)
         with quietly():
             trainer.fit(model, run.datamodule)
-        first, second = marks.seconds
-        steps = marks.training - marks.logging
-        pictures = second.get("pictures", 0.0)
+
+        def share(seconds: Callable[[dict[str, float]], float], found: list[dict[str, float]] = epochs.found) -> float:
+            return statistics.median(seconds(epoch) / epoch["steps"] for epoch in found)
+
         rows[config] = {
-            "steps s": steps,
-            "added, share of the steps": (marks.whole - steps) / steps,
-            "validation": (first.get("validation", 0.0) - pictures) / steps,
-            "pictures": pictures / steps,
-            "checkpoints": first.get("checkpoints", 0.0) / steps,
-            "logging": marks.logging / steps,
+            "steps s": statistics.median(epoch["steps"] for epoch in epochs.found),
+            "added, share of the steps": share(lambda epoch: epoch["whole"] - epoch["steps"]),
+            "validation": share(lambda epoch: epoch["validation"] - epoch["pictures"]),
+            "pictures": share(lambda epoch: epoch["pictures"]),
+            "checkpoints": share(lambda epoch: epoch["checkpoints"]),
+            "logging": share(lambda epoch: epoch["logging"]),
         }
     return rows
