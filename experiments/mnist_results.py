@@ -52,7 +52,11 @@ STABILITY = {
     "log-prior trick": ["--model.penalty.log_prior=true"],
 }  # fmt: skip
 # what the configs had when the rows below were measured
-BATCHES_OF_100 = ["--data.batch_size=100", "--model.optimizer.betas=[0.5,0.999]", "--model.lr_scheduler.max_lr=1e-2"]
+A_TENTH_TO_VALIDATE = ["--data.val_fraction=0.1"]
+BATCHES_OF_100 = [
+    *A_TENTH_TO_VALIDATE,
+    "--data.batch_size=100", "--model.optimizer.betas=[0.5,0.999]", "--model.lr_scheduler.max_lr=1e-2",
+]  # fmt: skip
 WITH_BATCHES_OF_100 = (
     {
         "auto-encoder": ["--config=mnist_ae"],
@@ -87,7 +91,8 @@ WITH_BATCHES_OF_100 = (
     | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
 )  # fmt: skip
 ROWS = {name: [flags[0], *BATCHES_OF_100, *flags[1:]] for name, flags in WITH_BATCHES_OF_100.items()} | {
-    f"{name}, batches of 200": WITH_BATCHES_OF_100[name] for name in ("WAE-MMD", "WAE-GAN", "VAE", "auto-encoder")
+    f"{name}, batches of 200": [*WITH_BATCHES_OF_100[name], *A_TENTH_TO_VALIDATE]
+    for name in ("WAE-MMD", "WAE-GAN", "VAE", "auto-encoder")
 }
 
 
