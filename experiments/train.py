@@ -276,6 +276,8 @@ def leave_out_empty_hooks(part: Callback | LightningModule) -> None:
     for name in names:
         if getattr(type(part), name) is getattr(base, name) and name not in vars(part):
             setattr(part, name, None)  # Lightning passes over what it cannot call
+    if type(part) is ModelCheckpoint and part._every_n_train_steps < 1 and part._train_time_interval is None:
+        part.on_train_batch_end = None  # type: ignore[method-assign, assignment]
 
 
 def look_for_gpus_once() -> None:

@@ -1,6 +1,7 @@
 """What is done for speed changes no result."""
 
 import copy
+import datetime
 import functools
 import inspect
 import json
@@ -17,7 +18,7 @@ import torch
 import train
 from benchmarks import loaders
 from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
 from test_base import small, trainer
 from torch.utils.data import DataLoader
@@ -138,6 +139,16 @@ def test_hooks_that_do_nothing_are_left_out_and_all_others_are_called(tmp_path):
     assert model.on_before_backward is None
     trainer(tmp_path, limit_train_batches=2, callbacks=[noting, given]).fit(model, MNISTDataModule())
     assert noting.calls == ["given", "own", "model's"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hidden"),
+    [({}, True), ({"every_n_train_steps": 2}, False), ({"train_time_interval": datetime.timedelta(hours=1)}, False)],
+)
+def test_a_checkpoint_callback_is_asked_in_each_step_only_if_it_may_save_there(arguments, hidden):
+    callback = ModelCheckpoint(**arguments)
+    train.leave_out_empty_hooks(callback)
+    assert (callback.on_train_batch_end is None) == hidden
 
 
 @pytest.mark.parametrize(("flags", "expected"), [([], train.NoProfiler), (["--profiler=simple"], SimpleProfiler)])

@@ -453,9 +453,9 @@ class WAE(LightningModule):
         Lightning's bookkeeping takes as long for each value as a small layer, so it is left out where nobody reads it.
         """
         trainer: Any = self.trainer
-        every = trainer.log_every_n_steps
-        logged = every and (self.global_step + 1) % every == 0
-        if logged or trainer.fit_loop.batch_idx == 0 or trainer.is_last_batch:
+        loop, every = trainer.fit_loop.epoch_loop, trainer.log_every_n_steps
+        logged = every and (loop._batches_that_stepped + 1) % every == 0  # as Lightning counts
+        if logged or loop.batch_idx == 0 or loop.batch_progress.is_last_batch:
             for name, value in (self._flow_values | values).items():
                 self.log(name, value.detach(), prog_bar=name in ("train/cost", "train/penalty"))
 
