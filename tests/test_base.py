@@ -148,6 +148,16 @@ def test_each_argument_changes_the_loss(changed):
     assert loss(**changed) != loss()
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_gradients_are_clipped_when_asked(tmp_path, clip):
+    model = small(optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+    flat = lambda: torch.cat([parameter.detach().flatten() for parameter in model.parameters()])  # noqa: E731
+    before = flat()
+    trainer(tmp_path, limit_train_batches=1, limit_val_batches=0, gradient_clip_val=clip).fit(model, MNISTDataModule())
+    step = (flat() - before).norm().item()
+    assert step == pytest.approx(0.05, rel=1e-3) if clip else step > 0.1
+
+
 @pytest.mark.parametrize("noise", [None, InputNoise(), FixedNoise(0.3), GaussianNoise(), ImplicitNoise(4)], ids=str)
 def test_noise_is_for_training_and_on_request(noise):
     torch.manual_seed(0)

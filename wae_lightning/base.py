@@ -661,6 +661,15 @@ class WAE(LightningModule):
         if not self.automatic_optimization and self.trainer.gradient_clip_val:
             self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val:  # without one Lightning would look at each step again how to clip
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # ---- optimizers, and what surrounds training --------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
