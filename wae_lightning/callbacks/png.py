@@ -13,7 +13,7 @@ __all__ = ["add_png"]
 
 
 def add_png(writer: Any, name: str, picture: Tensor, step: int, colors: int | None = None) -> None:
-    """Does what ``SummaryWriter.add_image`` does, in half the time and less than half the bytes.
+    """Does what ``SummaryWriter.add_image`` does, in half the time and, for grey or few colors, half the bytes.
 
     TensorBoard's checksum is computed byte by byte in Python, so a grey picture gets one channel instead of three.
 
