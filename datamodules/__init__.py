@@ -1,4 +1,4 @@
-"""LightningDataModules. They work with any LightningModule and never import ``wae_lightning``."""
+"""LightningDataModules. They work with any LightningModule and know no model."""
 
 from datamodules.celeba import CelebADataModule
 from datamodules.half_images import HalfImageDataModule

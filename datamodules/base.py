@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from wae_lightning.lightning import LightningDataModule, rank_zero_warn
 
 if TYPE_CHECKING:
     from typing_extensions import Self

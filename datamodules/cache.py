@@ -19,10 +19,11 @@ from uuid import uuid4
 import h5py
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
+
+from wae_lightning.lightning import rank_zero_info, rank_zero_warn
 
 __all__ = ["Cache", "Sources", "cache_key", "md5_of", "open_or_build"]
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.images import Batch, ImageDataModule, Images
+from wae_lightning.lightning import rank_zero_info
 
 __all__ = ["CelebADataModule"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import h5py
 import torch
 import torchvision
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import training_and_validation_rows
 from datamodules.images import ImageDataModule, Images
+from wae_lightning.lightning import rank_zero_info
 
 __all__ = ["BUNDLED_DIGITS", "MNISTDataModule", "read_idx"]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import h5py
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +17,7 @@ from datamodules.base import BatchDataModule, training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.off import read_off, sample_surface
 from datamodules.shapes import SHAPES, make_shapes
+from wae_lightning.lightning import rank_zero_info
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.cli import instantiate_module
 from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -36,6 +34,7 @@ from datamodules.images import ImageDataModule
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE, references
 from wae_lightning.checkpoints import check_classes, read_checkpoint
 from wae_lightning.kernels import InverseMultiquadric
+from wae_lightning.lightning import LightningDataModule, Trainer, instantiate_module
 from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
 from wae_lightning.penalties import mmd_test
 from wae_lightning.samplers import MixtureSampler

@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import train
 from PIL import Image
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules import CelebADataModule
 from datamodules.cache import Cache
@@ -45,6 +44,7 @@ from datamodules.celeba import _Pictures
 from datamodules.mnist import read_digits, read_idx
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
+from wae_lightning.lightning import MisconfigurationException
 
 REFUSALS = (
     ValueError,
@@ -308,7 +308,7 @@ def write_checkpoint(folder: Path) -> list[Path]:
         "latent_dim": 2,
         "image_shape": image_shape,
     }
-    from pytorch_lightning.cli import instantiate_module
+    from wae_lightning.lightning import instantiate_module
 
     model = instantiate_module(WAEMMD, {"_class_path": "wae_lightning.WAEMMD", **arguments})
     instantiator = "pytorch_lightning.cli.instantiate_module"

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 import train
 from PIL import Image
-from pytorch_lightning import Trainer
 
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
 from wae_lightning.interruption import AtomicCheckpointIO
+from wae_lightning.lightning import Trainer
 
 SMALL = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--data.batch_size=50"]
 RUNS = {

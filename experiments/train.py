@@ -12,32 +12,33 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.profilers import PassThroughProfiler
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from wae_lightning import WAE
 from wae_lightning.allocator import keep_freed_memory
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.lightning import (
+    PACKAGE,
+    LightningArgumentParser,
+    LightningCLI,
+    LightningDataModule,
+    LightningModule,
+    MisconfigurationException,
+    ModelCheckpoint,
+    SIGTERMException,
+    TorchCheckpointIO,
+    TQDMProgressBar,
+    Trainer,
+)
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
 TRAINER_FLAGS = tuple(inspect.signature(Trainer.__init__).parameters)[1:]
-HOOKS_OF_A_STEP = (
-    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad",
-    "on_before_backward", "on_after_backward", "on_before_optimizer_step",
-)  # fmt: skip
-HOOKS_OF_A_VALIDATION_STEP = ("on_validation_batch_start", "on_validation_batch_end")
 
 
 class UsageError(Exception):
@@ -106,20 +107,13 @@ def checkpoint_to_resume(path: str, runs: Path) -> Path:
     return found[-1]
 
 
-class NoProfiler(PassThroughProfiler):
-    """What Lightning has in the place of a profiler, without a generator for each of its thirty marks a step."""
-
-    def profile(self, action_name: str) -> Any:
-        return nullcontext()
-
-
 class Train(LightningCLI):
     """LightningCLI without subcommands: it fits, then tests, then says where everything is."""
 
     def __init__(self, arguments: list[str], config_name: str) -> None:
         self.config_name = config_name
         logger = {
-            "class_path": "pytorch_lightning.loggers.TensorBoardLogger",
+            "class_path": f"{PACKAGE}.loggers.TensorBoardLogger",
             # its own row on the hparams page would have no result; the dashboard writes one after the test
             "init_args": {"save_dir": "runs", "name": config_name, "default_hp_metric": False},
         }
@@ -182,10 +176,6 @@ class Train(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if type(trainer.profiler) is PassThroughProfiler:
-            trainer.profiler = NoProfiler()
-        for part in (self.model, *trainer.callbacks):
-            leave_out_empty_hooks(part)
         return trainer
 
     def train(self) -> None:
@@ -266,18 +256,6 @@ def known_flags() -> list[str]:
             if inspect.isclass(cls):
                 flags += [f"--{prefix}.{name}" for name in inspect.signature(cls.__init__).parameters if name != "self"]
     return sorted(set(flags))
-
-
-def leave_out_empty_hooks(part: Callback | LightningModule) -> None:
-    """Hides the hooks that a callback or model does not define: Lightning would call them all in each step: 0.3 ms."""
-    base, names = LightningModule, HOOKS_OF_A_STEP
-    if isinstance(part, Callback):  # of a model Lightning asks which parameters its hooks of validation have
-        base, names = Callback, HOOKS_OF_A_STEP + HOOKS_OF_A_VALIDATION_STEP
-    for name in names:
-        if getattr(type(part), name) is getattr(base, name) and name not in vars(part):
-            setattr(part, name, None)  # Lightning passes over what it cannot call
-    if type(part) is ModelCheckpoint and part._every_n_train_steps < 1 and part._train_time_interval is None:
-        part.on_train_batch_end = None  # type: ignore[method-assign, assignment]
 
 
 def look_for_gpus_once() -> None:

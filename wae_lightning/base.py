@@ -18,8 +18,6 @@ import fsspec
 import torch
 import torch.distributed
 import torch.distributed.nn.functional
-from pytorch_lightning import LightningModule
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
@@ -27,6 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from wae_lightning.checkpoints import check_classes
 from wae_lightning.costs import Cost, SquaredError
 from wae_lightning.finite import first_bad_module, first_bad_weights
+from wae_lightning.lightning import LightningModule
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Penalty
@@ -762,7 +761,7 @@ class WAE(LightningModule):
             self._pretrain_encoder()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             self._check_terms()
         if bad := first_bad_weights(self):
             raise FloatingPointError(
@@ -779,7 +778,7 @@ class WAE(LightningModule):
             checkpoint["training_code_counts"] = [len(codes) for codes in self._latest]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self._trainer.state.fn == "fit":
             self._rng_state = checkpoint.get("rng_state")
             self._rng_state_cuda = checkpoint.get("rng_state_cuda")
         self._queue = checkpoint.get("code_queue", self._queue)

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 import yaml
-from pytorch_lightning import LightningDataModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from wae_lightning.lightning import PACKAGE, PACKAGES, LightningDataModule
 from wae_lightning.priors import Prior
 
 __all__ = ["check_classes", "read_checkpoint", "read_plain"]
 
 _PARTS = (nn.Module, Prior, Optimizer, LRScheduler, LightningDataModule)
-_INSTANTIATOR = "pytorch_lightning.cli.instantiate_module"
+_INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
 
 
 def read_plain(path: Path) -> Any:
@@ -77,7 +77,7 @@ def check_classes(hyperparameters: Any) -> None:
     Raises:
         ValueError: If they name anything else.
     """
-    for module in ("pytorch_lightning.cli", "wae_lightning.references", "wae_lightning.schedules"):
+    for module in (f"{PACKAGE}.cli", "wae_lightning.references", "wae_lightning.schedules"):
         import_module(module)  # what train.py offers beside the classes that `import wae_lightning` brings
     if isinstance(hyperparameters, Mapping):
         for name, value in hyperparameters.items():
@@ -85,8 +85,8 @@ def check_classes(hyperparameters: Any) -> None:
                 _check_class(value)
             elif name != "_instantiator":
                 check_classes(value)
-            elif value != _INSTANTIATOR:
-                raise ValueError(f"its hyper-parameters are for {value!r}; expected {_INSTANTIATOR}")
+            elif value not in _INSTANTIATORS:
+                raise ValueError(f"its hyper-parameters are for {value!r}; expected {_INSTANTIATORS[0]}")
     elif isinstance(hyperparameters, list | tuple | set | frozenset):
         for value in hyperparameters:
             check_classes(value)

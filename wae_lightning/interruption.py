@@ -13,11 +13,15 @@ from types import FrameType
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from wae_lightning.lightning import (
+    LightningModule,
+    ModelCheckpoint,
+    SIGTERMException,
+    TorchCheckpointIO,
+    Trainer,
+    rank_zero_info,
+)
 
 __all__ = ["AtomicCheckpointIO", "LastCheckpoint"]
 

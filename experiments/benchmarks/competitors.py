@@ -13,8 +13,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +20,7 @@ from benchmarks.turns import WARM_UP, Seconds, StepTimer
 from datamodules import MNISTDataModule
 from datamodules.images import ImageDataModule, Images
 from wae_lightning import WAE
+from wae_lightning.lightning import LightningModule, TensorBoardLogger, Trainer
 from wae_lightning.penalties.adversarial import Adversarial
 
 __all__ = ["Steps", "bare_loop", "plain_lightning", "pythae_trainer", "training_images"]

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 
 from benchmarks.training import epochs_of, quietly, run_of
 from benchmarks.turns import WARM_UP, Options, stopwatch
+from wae_lightning.lightning import Callback, Trainer
 from wae_lightning.penalties.adversarial import Adversarial
 
 __all__ = ["epoch", "outside"]

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torchvision
-from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.profilers import SimpleProfiler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +26,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from benchmarks.turns import Options
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD
+from wae_lightning.lightning import LightningDataModule, Trainer
 
 __all__ = ["loaders"]
 

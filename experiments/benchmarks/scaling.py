@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
 
 from benchmarks.competitors import bare_loop, training_images
 from benchmarks.parts import forward_and_backward
@@ -21,6 +20,7 @@ from benchmarks.training import run_of
 from benchmarks.turns import WARM_UP, Options, StepTimer, in_turns, median
 from wae_lightning.costs import chamfer_distance
 from wae_lightning.kernels import InverseMultiquadric
+from wae_lightning.lightning import Trainer
 from wae_lightning.penalties import mmd
 
 __all__ = ["StepsToFile", "scaling"]

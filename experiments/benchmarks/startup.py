@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback
-
 from benchmarks.turns import Options
+from wae_lightning.lightning import Callback
 
 __all__ = ["StopAfterOneStep", "startup"]
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 import train
-from pytorch_lightning import LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.competitors import Steps, bare_loop, plain_lightning, pythae_trainer, training_images
 from benchmarks.turns import WARM_UP, Options, Seconds, StepTimer, median, ratio, seconds_of
 from datamodules.images import ImageDataModule, Images
+from wae_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["epochs_of", "precision", "quietly", "run_of", "threads", "training"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+
+from wae_lightning.lightning import Callback, Trainer
 
 __all__ = [
     "WARM_UP",

@@ -7,12 +7,11 @@ import math
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
 from wae_lightning.callbacks.png import add_png
+from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 
 __all__ = ["CodePictures", "most_deviating_directions"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
-
+from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 from wae_lightning.penalties.adversarial import Adversarial
 
 __all__ = ["Dashboard"]

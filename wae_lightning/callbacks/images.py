@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torchvision
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from wae_lightning.callbacks.png import add_png
+from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 
 __all__ = ["ImagePictures"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
+
+from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
