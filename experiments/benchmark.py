@@ -31,7 +31,7 @@ from benchmarks.training import precision, threads, training
 from benchmarks.turns import Options, peak_of_process
 from train import look_for_gpus_once
 
-from wae_lightning.allocator import keep_freed_memory
+from wae_lightning.training.allocator import keep_freed_memory
 
 SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "training": training,

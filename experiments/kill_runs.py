@@ -32,8 +32,8 @@ from PIL import Image
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
-from wae_lightning.interruption import AtomicCheckpointIO
 from wae_lightning.lightning import Trainer
+from wae_lightning.training.interruption import AtomicCheckpointIO
 
 SMALL = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--data.batch_size=50"]
 RUNS = {

@@ -18,10 +18,8 @@ from typing import Any
 import torch
 
 from wae_lightning import WAE
-from wae_lightning.allocator import keep_freed_memory
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
-from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
 from wae_lightning.lightning import (
     PACKAGE,
     LightningArgumentParser,
@@ -35,6 +33,8 @@ from wae_lightning.lightning import (
     TQDMProgressBar,
     Trainer,
 )
+from wae_lightning.training.allocator import keep_freed_memory
+from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"

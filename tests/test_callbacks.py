@@ -4,12 +4,12 @@ import io
 
 import pytest
 import torch
+from helpers import small, trainer
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
-from test_base import small, trainer
 
 from datamodules import MNISTDataModule
 from wae_lightning import WAEMMD

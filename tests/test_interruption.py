@@ -7,14 +7,14 @@ import signal
 
 import pytest
 import torch
+from helpers import perceptrons, trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from test_base import perceptrons, trainer
 
 from datamodules import MNISTDataModule, ModelNet40DataModule
 from datamodules.base import BatchDataModule
 from datamodules.images import Images
 from wae_lightning import WAEMMD
-from wae_lightning.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
 
 
 def test_a_checkpoint_is_written_and_replaced(tmp_path):
@@ -34,7 +34,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if place == "write":
-        monkeypatch.setattr("wae_lightning.interruption.Path.open", fail)
+        monkeypatch.setattr("wae_lightning.training.interruption.Path.open", fail)
     else:
         monkeypatch.setattr(os, place, fail)
     with pytest.raises(
@@ -173,9 +173,8 @@ def fit(folder, at=None, resume=False, every_n_steps=None, **arguments):
 
 
 def assert_same(a, b):
-    for name, weight in a.state_dict().items():
-        assert torch.equal(weight, b.state_dict()[name]), name
-    assert torch.equal(a._queue, b._queue)
+    for name, weight in a.named_parameters():
+        assert torch.equal(weight, b.get_parameter(name)), name
     assert torch.equal(a.training_codes(), b.training_codes())
 
 

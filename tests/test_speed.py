@@ -17,10 +17,10 @@ import pytest
 import torch
 import train
 from benchmarks import loaders
+from helpers import small, trainer
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
-from test_base import small, trainer
 from torch.utils.data import DataLoader
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
@@ -78,7 +78,7 @@ def test_bfloat16_trains_nearly_alike(tmp_path):
 
 FAULTS = """
 import resource, sys, torch
-from wae_lightning.allocator import keep_freed_memory
+from wae_lightning.training.allocator import keep_freed_memory
 torch.set_num_threads(1)
 print(keep_freed_memory() if sys.argv[1] == "kept" else False)
 def step():

@@ -154,6 +154,19 @@ def _initialize(network: nn.Module, init_std: float | None) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def into_range(y: Tensor, output_range: Sequence[float] | None) -> Tensor:
+    """The last activation, in full precision also under autocast: a sigmoid onto the range, or none.
+
+    The range (-1, 1) gives the hyperbolic tangent of half the argument, as any range gives a sigmoid scaled to it.
+    """
+    with torch.autocast(y.device.type, enabled=False):
+        y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+        if output_range is None:
+            return y
+        low, high = output_range
+        return y.sigmoid() if (low, high) == (0, 1) else low + (high - low) * y.sigmoid()
+
+
 class ConvEncoder(nn.Module):
     """Stride-2 convolutions, each followed by batch norm and ReLU, then one linear layer.
 
@@ -189,6 +202,7 @@ class ConvEncoder(nn.Module):
         init_std: float | None = None,
     ) -> None:
         super().__init__()
+        self.image_shape = tuple(image_shape)
         in_channels, size = _check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
@@ -219,7 +233,7 @@ class ConvDecoder(nn.Module):
 
     With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28
     (kernel 4), 8·8·1024-512-256-128-3 for 64 x 64 (kernel 5), no batch norm after the linear layer, the last layer of
-    stride 1, all others of stride 2. The output passes through a sigmoid: it lies in [0, 1].
+    stride 1, all others of stride 2.
 
     Args:
         latent_dim: d, number of input features.
@@ -234,6 +248,7 @@ class ConvDecoder(nn.Module):
         last_stride: Stride of the last layer. 1: the authors'. 2: the last layer doubles the size, too, so that none
             works on many channels at full size: about five times less arithmetic.
         init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
+        output_range: Least and largest value of the output, which passes through a sigmoid; None: no activation.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -253,8 +268,10 @@ class ConvDecoder(nn.Module):
         hidden: Sequence[int] = (),
         last_stride: Literal[1, 2] = 1,
         init_std: float | None = None,
+        output_range: Sequence[float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        self.output_range = output_range
         out_channels, size = _check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
@@ -283,7 +300,7 @@ class ConvDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1]."""
+        """Maps codes (B, latent_dim) to images (B, *image_shape) in ``output_range``."""
         # channels come last in memory, as the convolutions like it: a view, not a copy
         start = self.input(self.hidden(z)).unflatten(1, self.start).permute(0, 3, 1, 2)
-        return self.convolutions(start).sigmoid()  # type: ignore[no-any-return]
+        return into_range(self.convolutions(start), self.output_range)
