@@ -21,7 +21,6 @@ from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.profilers import SimpleProfiler
 from test_base import small, trainer
-from torch.utils.data import DataLoader
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
 from datamodules.celeba import ImagesOnDisk
@@ -157,22 +156,6 @@ def test_marks_for_a_profiler_cost_nothing_where_there_is_none(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", sys.argv[:1])
     run = train.Train(*train.with_full_names(["--accelerator=cpu", "--logger=false", *flags]))
     assert type(run.trainer.profiler) is expected
-
-
-def test_batches_fetched_without_torchs_iterator_are_the_same_in_the_same_order():
-    data = MNISTDataModule(batch_size=50)
-    data.setup("fit")
-    loader = data.train_dataloader()
-    torch.manual_seed(0)
-    own, state = [list(loader), list(loader)], torch.get_rng_state()
-    torch.manual_seed(0)
-    theirs = [list(DataLoader.__iter__(loader)), list(DataLoader.__iter__(loader))]
-    assert torch.equal(torch.get_rng_state(), state)
-    for passed, expected in zip(own, theirs, strict=True):
-        assert len(passed) == len(expected) == 180
-        for batch, expected_batch in zip(passed, expected, strict=True):
-            assert all(map(torch.equal, batch, expected_batch))
-    assert not torch.equal(own[0][0][1], own[1][0][1])
 
 
 def test_lightning_sees_the_arguments_of_the_training_step():
