@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import h5py
 import numpy as np
@@ -103,7 +103,8 @@ class CelebADataModule(ImageDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says about the data; scores of different crops do not compare."""
-        return {"crop": self.crop, "image_size": self.image_size, "split": self.split}
+        prepared = {"crop": self.crop, "image_size": self.image_size, "split": self.split}
+        return super().state_dict() | prepared
 
     def prepare_data(self) -> None:
         _ = self._cache  # opening builds it
@@ -221,11 +222,11 @@ class ImagesOnDisk(Images):
         super().__init__(torch.empty(0, *cache.shape[1:], dtype=torch.uint8), labels, rows)
         self.cache = cache
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        rows = self.rows[torch.as_tensor(indices)]
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
+        rows = self.rows_of(indices)
         return self.cache.read(rows), self.labels[rows].long()
 
-    def to(self, device: torch.device) -> Images:
+    def to(self, device: torch.device) -> NoReturn:
         raise ValueError("on_device needs the images in memory, but they are read from disk: raise memory_budget")
 
 

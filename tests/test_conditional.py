@@ -502,7 +502,7 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fraction": 0.0}, "fraction leaves nothing"),
+        ({"fraction": 0.0}, "fraction must be between 0 and 1"),
         ({"fraction": 1.0}, "fraction leaves nothing"),
         ({"fraction": 0.01}, "fraction leaves nothing"),
         ({"observed": "middle"}, "observed must be one of top, bottom"),
