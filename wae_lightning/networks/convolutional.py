@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+from wae_lightning.precision import in_full_precision
+
+__all__ = ["ConvDecoder", "ConvEncoder", "to_pixels"]
 
 # PyTorch 2.6 cannot tell export from compilation
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -101,6 +103,17 @@ class _ToOneChannel(torch.autograd.Function):
         pairs = ((x_tangent, weight), (x, weight_tangent))
         parts = [_ToOneChannel.apply(a, b, *ctx.geometry) for a, b in pairs if a is not None and b is not None]
         return torch.stack(parts).sum(0)
+
+
+def to_pixels(logits: Tensor) -> Tensor:
+    """The sigmoid, in float32 (float64 stays) also under autocast, with a gradient however large the logit.
+
+    In half precision 1 is reached at a logit of 7, and in float32 at 17: from there on a cross-entropy would be wrong
+    and have no gradient. So the value, not the gradient, stops growing at 1 - ε.
+    """
+    logits = in_full_precision(logits)
+    largest = -math.log(torch.finfo(logits.dtype).eps)
+    return (logits + (logits.clamp(max=largest) - logits).detach()).sigmoid()
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
@@ -211,6 +224,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, *image_shape) to features (B, latent_dim)."""
+        x = x.to(self.output.weight.dtype)
         return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
@@ -283,7 +297,7 @@ class ConvDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1]."""
+        """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1], in float32 or float64."""
         # channels come last in memory, as the convolutions like it: a view, not a copy
-        start = self.input(self.hidden(z)).unflatten(1, self.start).permute(0, 3, 1, 2)
-        return self.convolutions(start).sigmoid()  # type: ignore[no-any-return]
+        start = self.input(self.hidden(z.to(self.input.weight.dtype))).unflatten(1, self.start).permute(0, 3, 1, 2)
+        return to_pixels(self.convolutions(start))
