@@ -13,6 +13,7 @@ from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
 from wae_lightning.lightning import rank_zero_warn
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
 from wae_lightning.noise import EncoderNoise
+from wae_lightning.precision import full_float32, in_full_precision
 from wae_lightning.priors import Normal, Prior
 
 __all__ = ["PointNetWAE", "upright_pose"]
@@ -23,9 +24,9 @@ _AXES = ("x", "y", "z")
 def upright_pose(points: Tensor, up_axis: Literal["x", "y", "z"] = "y") -> Tensor:
     """Finds the rotation about the up axis that brings each point set into a pose of its own.
 
-    In the plane across the up axis, the direction of largest variance becomes the first axis, and each axis points to
-    the side of positive skewness. Sets that are round or mirror-symmetric in that plane have no such pose; for them the
-    choice among equals is left to rounding.
+    In the plane across the up axis, the direction of largest variance becomes the first axis, which points to the side
+    of positive skewness. The second follows from it, since a rotation mirrors nothing. Sets that are round, or as heavy
+    on both sides of the first axis' origin, have no such pose; for them the choice among equals is left to rounding.
 
     Args:
         points: Point sets (B, N, 3).
@@ -36,12 +37,14 @@ def upright_pose(points: Tensor, up_axis: Literal["x", "y", "z"] = "y") -> Tenso
     """
     up = _AXES.index(up_axis)
     across = [axis for axis in range(3) if axis != up]
-    centered = points - points.mean(1, keepdim=True)
-    plane = centered[:, :, across]
-    covariance = plane.transpose(1, 2) @ plane
-    angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 0, 0] - covariance[:, 1, 1])
-    first = torch.stack([angle.cos(), angle.sin()], dim=1)
-    sign = (plane @ first.unsqueeze(2)).pow(3).sum((1, 2)).sign()
+    with full_float32(points.device):
+        points = in_full_precision(points)
+        centered = points - points.mean(1, keepdim=True)
+        plane = centered[:, :, across]
+        covariance = plane.transpose(1, 2) @ plane
+        angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 0, 0] - covariance[:, 1, 1])
+        first = torch.stack([angle.cos(), angle.sin()], dim=1)
+        sign = (plane @ first.unsqueeze(2)).pow(3).sum((1, 2)).sign()
     first = first * torch.where(sign == 0, 1.0, sign).unsqueeze(1)
     rotation = points.new_zeros(points.shape[0], 3, 3)
     rotation[:, up, up] = 1

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+from wae_lightning.precision import in_full_precision
+
+__all__ = ["ConvDecoder", "ConvEncoder", "to_pixels"]
 
 # PyTorch 2.6 cannot tell export from compilation
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -103,6 +105,25 @@ class _ToOneChannel(torch.autograd.Function):
         return torch.stack(parts).sum(0)
 
 
+def to_pixels(logits: Tensor) -> Tensor:
+    """The sigmoid, in float32 (float64 stays) also under autocast, with a gradient however large the logit.
+
+    In half precision 1 is reached at a logit of 7, and in float32 at 17: from there on a cross-entropy would be wrong
+    and have no gradient. So the value, not the gradient, stops growing at 1 - ε.
+    """
+    logits = in_full_precision(logits)
+    largest = -math.log(torch.finfo(logits.dtype).eps)
+    return (logits + (logits.clamp(max=largest) - logits).detach()).sigmoid()
+
+
+def into_range(y: Tensor, output_range: Sequence[float] | None) -> Tensor:
+    """The last activation: a sigmoid onto the range, (-1, 1) as any other, or none, in float32 also under autocast."""
+    if output_range is None:
+        return in_full_precision(y)
+    low, high = output_range
+    return to_pixels(y) if (low, high) == (0, 1) else low + (high - low) * to_pixels(y)
+
+
 def _half(size: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
 
@@ -152,19 +173,6 @@ def _initialize(network: nn.Module, init_std: float | None) -> None:
                 nn.init.normal_(module.weight, std=init_std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def into_range(y: Tensor, output_range: Sequence[float] | None) -> Tensor:
-    """The last activation, in full precision also under autocast: a sigmoid onto the range, or none.
-
-    The range (-1, 1) gives the hyperbolic tangent of half the argument, as any range gives a sigmoid scaled to it.
-    """
-    with torch.autocast(y.device.type, enabled=False):
-        y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-        if output_range is None:
-            return y
-        low, high = output_range
-        return y.sigmoid() if (low, high) == (0, 1) else low + (high - low) * y.sigmoid()
 
 
 class ConvEncoder(nn.Module):
@@ -225,6 +233,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, *image_shape) to features (B, latent_dim)."""
+        x = x.to(self.output.weight.dtype)
         return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
@@ -300,7 +309,7 @@ class ConvDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps codes (B, latent_dim) to images (B, *image_shape) in ``output_range``."""
+        """Maps codes (B, latent_dim) to images (B, *image_shape) in ``output_range``, in float32 or float64."""
         # channels come last in memory, as the convolutions like it: a view, not a copy
-        start = self.input(self.hidden(z)).unflatten(1, self.start).permute(0, 3, 1, 2)
+        start = self.input(self.hidden(z.to(self.input.weight.dtype))).unflatten(1, self.start).permute(0, 3, 1, 2)
         return into_range(self.convolutions(start), self.output_range)
