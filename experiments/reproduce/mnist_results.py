@@ -95,7 +95,7 @@ ROWS = {name: [flags[0], *BATCHES_OF_100, *flags[1:]] for name, flags in WITH_BA
 }
 
 
-def run(flags: list[str], root: Path, seed: int, epochs: int) -> dict[str, Any]:
+def run(flags: list[str], root: Path, seed: int, epochs: int, num_samples: int) -> dict[str, Any]:
     """Trains and evaluates one model in a folder of its own and returns what both wrote."""
     common = [f"--data.root={root}", f"--seed_everything={seed}", f"--max_epochs={epochs}"]
     quiet = ["--enable_progress_bar=false", "--enable_model_summary=false"]
@@ -106,7 +106,8 @@ def run(flags: list[str], root: Path, seed: int, epochs: int) -> dict[str, Any]:
         (version,) = Path(folder).glob("runs/*/version_0")
         out = Path(folder) / "evaluation.json"
         evaluate = [sys.executable, str(EXPERIMENTS / "evaluate.py"), str(version / "checkpoints" / "last.ckpt")]
-        subprocess.run([*evaluate, f"--out={out}"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        evaluate += [f"--out={out}", f"--num_samples={num_samples}"]
+        subprocess.run(evaluate, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         trained = json.loads((version / "metrics.json").read_text())
         return {**trained, **json.loads(out.read_text()), "seed": seed}
 
@@ -165,9 +166,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="(all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--epochs", type=int, default=9, help="(9)")
-    parser.add_argument(
-        "--out", type=Path, default=EXPERIMENTS / "results" / "mnist_results.json", help="JSON file to write"
-    )
+    parser.add_argument("--num_samples", type=int, default=10_000, help="samples to measure by (10000)")
+    out = EXPERIMENTS / "results" / "mnist_results.json"
+    parser.add_argument("--out", type=Path, default=out, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="draw FID against time of what is in the JSON files, and stop")
     arguments = parser.parse_args(given)
     if arguments.plot is not None:
@@ -181,7 +182,7 @@ def main(given: list[str] | None = None) -> None:
             new = {
                 "commit": commit(),
                 "hardware": hardware(),
-                **run(ROWS[row], arguments.root.resolve(), seed, arguments.epochs),
+                **run(ROWS[row], arguments.root.resolve(), seed, arguments.epochs, arguments.num_samples),
             }
             keep(arguments.out, row, arguments.epochs, new)
             print(row, seed, {name: value for name, value in new.items() if "fid" in name}, flush=True)

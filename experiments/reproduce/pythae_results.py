@@ -26,7 +26,7 @@ from wae_lightning.metrics import DigitFeatures
 
 sys.path.insert(0, str(EXPERIMENTS))
 import train
-from evaluate import compare, features_of, test_images
+from evaluate import compare, features_of, in_thousands, test_images
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def distances(decoder: nn.Module, encoder: nn.Module, latent_dim: int, data: Any
     codes = torch.randn(num_samples, latent_dim, generator=generator).split(500)
     drawn = compare(real, features_of(map(decoder, codes), extractor))
     reconstructed = features_of((decoder(encoder(images)) for images in test_images(data)), extractor)
-    found = {f"{name}_digits_{num_samples // 1000}k": value for name, value in drawn.items()}
+    found = {f"{name}_digits_{in_thousands(num_samples)}": value for name, value in drawn.items()}
     return found | {"fid_digits_reconstructions": compare(real, reconstructed)["fid"]}
 
 
