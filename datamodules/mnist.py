@@ -19,7 +19,7 @@ from wae_lightning.lightning import rank_zero_info
 __all__ = ["BUNDLED_DIGITS", "MNISTDataModule", "read_idx"]
 
 BUNDLED_DIGITS = Path(__file__).parent / "data" / "digits.h5"
-"""10,000 training and 2,000 test digits of MNIST, made by ``experiments/make_bundled_digits.py``."""
+"""10,000 training and 2,000 test digits of MNIST, made by ``experiments/reproduce/make_bundled_digits.py``."""
 
 _EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 _FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"} | {

@@ -60,7 +60,7 @@ def test_the_parts_of_a_model_do_not_know_lightning(path):
     assert "wae_lightning.lightning" not in imported(path)
 
 
-EVERYTHING = [*files("wae_lightning/**/*.py"), *files("datamodules/**/*.py"), *files("experiments/*.py")]
+EVERYTHING = [*files("wae_lightning/**/*.py"), *files("datamodules/**/*.py"), *files("experiments/**/*.py")]
 
 
 @pytest.mark.parametrize("path", EVERYTHING)

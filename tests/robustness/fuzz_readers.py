@@ -1,4 +1,4 @@
-"""Gives damaged and hostile files to every reader: ``python experiments/fuzz_readers.py --inputs 2000``.
+"""Gives damaged and hostile files to every reader: ``python tests/robustness/fuzz_readers.py --inputs 2000``.
 
 Each input is a small real file with seeded damage: flipped, cut, inserted, swapped and repeated bytes, huge numbers in
 headers, swapped fields and lines, arrays of a wrong type, shape or claimed size, hyper-parameters of a wrong kind. A
@@ -30,12 +30,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import evaluate
-import generate
 import h5py
 import numpy as np
 import torch
-import train
 from PIL import Image
 
 from datamodules import CelebADataModule
@@ -45,6 +42,11 @@ from datamodules.mnist import read_digits, read_idx
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
 from wae_lightning.lightning import MisconfigurationException
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import evaluate
+import generate
+import train
 
 REFUSALS = (
     ValueError,
