@@ -9,7 +9,8 @@ from pathlib import Path
 import h5py
 import torch
 
-from datamodules.mnist import BUNDLED_DIGITS, read_idx
+from datamodules.idx import read_idx
+from datamodules.mnist import BUNDLED_DIGITS
 
 
 def main(given: list[str] | None = None) -> None:

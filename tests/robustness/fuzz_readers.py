@@ -38,7 +38,8 @@ from PIL import Image
 from datamodules import CelebADataModule
 from datamodules.cache import Cache
 from datamodules.celeba import _Pictures
-from datamodules.mnist import read_digits, read_idx
+from datamodules.idx import read_idx
+from datamodules.mnist import read_digits
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
 from wae_lightning.lightning import MisconfigurationException

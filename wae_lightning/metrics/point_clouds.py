@@ -122,7 +122,8 @@ class PointSetDistances(Metric):
     With D[s, r] the distance of sample s to real set r, :meth:`compute` returns
 
     - ``1-NNA``: the share of S ∪ R whose nearest other member comes from the same side; 0.5 is ideal, 1 the worst.
-      ``1-NNA samples`` and ``1-NNA real`` are its two halves. It needs as many samples as real sets.
+      ``1-NNA samples`` and ``1-NNA real`` are its two halves. These three need as many samples as real sets and are
+      left out otherwise.
     - ``COV``: the share of R that is the nearest real set of some sample; higher is better.
     - ``MMD``: the mean over r of min_s D[s, r] (no kernel: the minimum matching distance); lower is better.
     - ``nearest real``: the mean over s of min_r D[s, r]; with R the training set, a very low value means memorisation.
@@ -131,7 +132,7 @@ class PointSetDistances(Metric):
         distance: ``cd`` or ``emd``, see :func:`pairwise_distances`.
 
     Raises:
-        ValueError: On :meth:`compute`, if the two sides differ in number.
+        ValueError: On :meth:`compute`, if one side has no sets.
 
     Example:
         >>> metric = PointSetDistances()
@@ -159,10 +160,18 @@ class PointSetDistances(Metric):
         (self.real_sets if real else self.sample_sets).append(points.detach())
 
     def compute(self) -> dict[str, Tensor]:
+        for side, sets in (("real", self.real_sets), ("sample", self.sample_sets)):
+            if not len(sets):
+                raise ValueError(f"expected {side} sets, found none: call update first")
         real, samples = dim_zero_cat(self.real_sets), dim_zero_cat(self.sample_sets)
-        if len(real) != len(samples):
-            raise ValueError(f"1-NNA needs as many samples as real sets, got {len(samples)} and {len(real)}")
         across = pairwise_distances(samples, real, self.distance)
+        metrics = {
+            "COV": torch.tensor(len(torch.unique(across.argmin(1))) / len(real), device=across.device),
+            "MMD": across.amin(0).mean(),
+            "nearest real": across.amin(1).mean(),
+        }
+        if len(real) != len(samples):
+            return metrics
         within_samples, within_real = (pairwise_distances(x, None, self.distance) for x in (samples, real))
         n = len(samples)
         everything = torch.cat([torch.cat([within_samples, across], 1), torch.cat([across.T, within_real], 1)])
@@ -172,9 +181,7 @@ class PointSetDistances(Metric):
             "1-NNA": same_side.mean(),
             "1-NNA samples": same_side[:n].mean(),
             "1-NNA real": same_side[n:].mean(),
-            "COV": torch.tensor(len(torch.unique(across.argmin(1))) / n, device=across.device),
-            "MMD": across.amin(0).mean(),
-            "nearest real": across.amin(1).mean(),
+            **metrics,
         }
 
 
