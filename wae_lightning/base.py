@@ -16,6 +16,7 @@ from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, Penalty
+from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior, Sphere
 from wae_lightning.steps import Steps
 from wae_lightning.training.inputs import check_image_shape, input_of
@@ -25,10 +26,6 @@ __all__ = ["WAE"]
 
 REMEMBERED_CODES = 10_000
 FLOW_CODES = 200  # the least that a flow learns from in one step
-
-
-def in_full_precision(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class WAE(LoadsPlainCheckpoints, Steps):

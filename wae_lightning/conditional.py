@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE, evaluation_mode, in_full_precision, lines_between
+from wae_lightning.base import WAE, evaluation_mode, lines_between
 from wae_lightning.callbacks.completion_measures import MeasureCompletions
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.image_parts import ImageParts, Observed
@@ -19,6 +19,7 @@ from wae_lightning.networks.conditional import ConditionalMLPDecoder, Conditiona
 from wae_lightning.networks.critic import Critic
 from wae_lightning.noise import EncoderNoise, FixedNoise
 from wae_lightning.penalties import MMD, Adversarial, CramerWold, Penalty
+from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 from wae_lightning.training.features import FitFeatures
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wae_lightning.base import WAE, in_full_precision
+from wae_lightning.base import WAE
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.noise import GaussianNoise
 from wae_lightning.penalties import NoPenalty, Penalty
+from wae_lightning.precision import in_full_precision
 
 __all__ = ["VAE", "AutoEncoder"]
 
