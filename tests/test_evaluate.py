@@ -108,7 +108,8 @@ def test_the_data_of_the_checkpoint_can_be_changed(checkpoint):
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        (None, ["--num_samples", "1"], "num_samples must be at least 2, got 1"),
+        (None, ["--num_samples", "1"], "--num_samples must be at least 2, got 1"),
+        (None, ["--num_samples=20", "--out=nowhere/metrics.json"], "--out nowhere/metrics.json: cannot be written"),
         (None, ["--data.rot=x"], "--data.rot: MNISTDataModule takes batch_size, "),
         (None, ["--data.root=nowhere"], "nowhere/MNIST/raw: no such folder"),
         (lambda b: b[:1000], [], "not a checkpoint, or a damaged one"),

@@ -22,13 +22,15 @@ class UsageError(ValueError):
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
     """Returns ``; did you mean ...?`` with the most similar of the known words, or nothing.
 
-    Small and capital letters count as equal, and ``--lr`` stands for the known flag that ends in ``.lr``.
+    Small and capital letters count as equal. Else a known word that begins with this one is meant, or the known flag that
+    ends in ``.lr`` by ``--lr``.
     """
     known = list(known)
     by_lower = {name.lower(): name for name in reversed(known)}
     found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
-    ends = [name for name in known if name.endswith(f".{word.lstrip('-')}")]
-    best = by_lower[found[0]] if found else ends[0] if ends else None
+    longer = [name for name in known if name.lower().startswith(word.lower())]
+    longer += [name for name in known if name.endswith(f".{word.lstrip('-')}")]
+    best = by_lower[found[0]] if found else longer[0] if longer else None
     return f"; did you mean {best}?" if best else ""
 
 

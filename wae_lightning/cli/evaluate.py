@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.load import IMPORT_HELP, find_checkpoint, import_modules, load_data, load_model
-from wae_lightning.evaluation import evaluate
+from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
 
 __all__ = ["main"]
 
@@ -51,29 +51,49 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
             parser.error(f"unknown argument {flag}")
         overrides[flag.removeprefix("--data.")] = value if equals else next(remaining, "")
 
-    def measure(path: Path) -> dict[str, float]:
-        arguments = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
-        return evaluate(load_model(path), load_data(path, overrides), *arguments)
-
-    # torchmetrics says that it keeps features in memory: a few megabytes
-    warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
     try:
         if known.num_samples < 2:
             raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
-        import_modules(known.modules)
-        names = [find_checkpoint(path) for path in (known.ckpt, *known.beside)]
-        results, *others = map(measure, names)
+        paths = [find_checkpoint(path) for path in (known.ckpt, *known.beside)]
+        rows = measure(paths, overrides, known)
+        if known.out:
+            write_json(paths, rows, known.out)
     except (FileNotFoundError, ValueError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    if len(names) > 1:
-        for number, path in enumerate(names, 1):
+    if len(paths) > 1:
+        for number, path in enumerate(paths, 1):
             print(f"column {number}: {path}")
-    width = max(map(len, results))
-    for name in results:
-        values = [row.get(name) for row in (results, *others)]
+    width = max(map(len, rows[0]))
+    for name in rows[0]:
+        values = [row.get(name) for row in rows]
         print(f"{name:{width}}", *("         -" if value is None else f"{value:10.4f}" for value in values))
-    if known.out:
-        beside = {str(path): row for path, row in zip(names[1:], others, strict=True)}
-        written = {"checkpoint": names[0].name, **results} | ({"beside": beside} if beside else {})
-        known.out.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namespace) -> list[dict[str, float]]:
+    """Measures each checkpoint."""
+    # they bring torch and Lightning, which take seconds: a mistake on the command line is answered before
+    from wae_lightning.cli.load import import_modules, load_data, load_model
+    from wae_lightning.evaluation import evaluate
+
+    # torchmetrics says that it keeps features in memory: a few megabytes
+    warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
+    import_modules(known.modules)
+    options = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
+    return [evaluate(load_model(path), load_data(path, overrides), *options) for path in paths]
+
+
+def write_json(paths: list[Path], rows: list[dict[str, float]], out: Path) -> None:
+    """Writes the measures of the first checkpoint, and those of the others under ``beside``; never half a file.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    beside = {str(path): row for path, row in zip(paths[1:], rows[1:], strict=True)}
+    content = {"checkpoint": paths[0].name, **rows[0]} | ({"beside": beside} if beside else {})
+    unfinished = out.with_name(f".{out.name}.part")
+    try:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(unfinished, out)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from None

@@ -1,4 +1,4 @@
-"""Reads the command line of ``train`` before anything heavy is imported: a typo costs a moment, not seconds."""
+"""Reads command lines before anything heavy is imported: a typo costs a moment, not seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import yaml
 from wae_lightning.cli.errors import UsageError, suggest
 from wae_lightning.lightning import PACKAGE
 
-__all__ = ["CONFIGS", "complete_flags", "config_file", "list_flags"]
+__all__ = ["CONFIGS", "IMPORT_HELP", "complete_flags", "config_file", "find_checkpoint", "list_flags"]
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
+IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help")
 GROUPS = ("trainer", "checkpoint", "model", "data")
 
@@ -122,3 +123,19 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
     # the config.yaml that a run has saved names that run
     name = path.stem if path.stem != "config" else path.resolve().parents[1].name
     return [*(f"--config={config}" for config in configs), *full], name
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: of the folder of a run, its ``checkpoints/last.ckpt``.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no checkpoint in the folder.
+    """
+    for inner in ("checkpoints/last.ckpt", "last.ckpt") if path.is_dir() else ():
+        if (path / inner).is_file():
+            return path / inner
+    if path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no checkpoints/last.ckpt in this folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path

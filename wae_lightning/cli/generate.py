@@ -35,7 +35,8 @@ from datamodules.off import read_off, sample_surface
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import draw_point_sets
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.load import IMPORT_HELP, find_checkpoint, import_modules, load_model
+from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
+from wae_lightning.cli.load import import_modules, load_model
 from wae_lightning.samplers import MixtureSampler
 
 __all__ = ["main"]

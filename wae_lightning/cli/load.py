@@ -19,23 +19,7 @@ from wae_lightning.checkpoints import check_classes, read_checkpoint
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.lightning import LightningDataModule, instantiate_module
 
-__all__ = ["IMPORT_HELP", "find_checkpoint", "import_modules", "load_data", "load_model"]
-
-IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: of the folder of a run, its ``checkpoints/last.ckpt``.
-
-    Raises:
-        FileNotFoundError: If there is no such file, or no checkpoint in the folder.
-    """
-    for inner in ("checkpoints/last.ckpt", "last.ckpt") if path.is_dir() else ():
-        if (path / inner).is_file():
-            return path / inner
-    if path.is_dir():
-        raise FileNotFoundError(f"{path}: there is no checkpoints/last.ckpt in this folder")
-    return path
+__all__ = ["import_modules", "load_data", "load_model"]
 
 
 def import_modules(names: list[str]) -> None:

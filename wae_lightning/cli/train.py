@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -101,6 +102,16 @@ def checkpoint_to_resume(path: str, runs: Path) -> Path:
     return found[-1]
 
 
+class EpochLines(Callback):
+    """One line for each epoch, for logs that no progress bar should fill."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            logged = sorted(trainer.callback_metrics.items())
+            values = ", ".join(f"{name} {value:.4g}" for name, value in logged if name.startswith("val/"))
+            print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {values}", flush=True)
+
+
 def choose_version(runs: Path) -> Path:
     """The folder of the next run, numbered as Lightning's loggers do."""
     taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
@@ -145,7 +156,10 @@ class Train(LightningCLI):
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer
         chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
-        if flags.enable_progress_bar is not False and not chosen:
+        self.is_log = flags.enable_progress_bar is None and not chosen and not sys.stdout.isatty()
+        if self.is_log:
+            self.trainer_defaults["callbacks"].append(EpochLines())
+        elif flags.enable_progress_bar is not False and not chosen:
             # Lightning's own choice draws at every step, which takes time and makes a GPU wait
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=20))
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
@@ -193,6 +207,8 @@ class Train(LightningCLI):
         unlogged = flags.logger is False and not flags.fast_dev_run
         if unlogged:  # a run has a folder of its own under any logger
             kwargs["default_root_dir"] = str(self.folder)
+        if self.is_log:
+            kwargs["enable_progress_bar"] = False
         trainer = super().instantiate_trainer(**kwargs)
         if unlogged and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=self.config.ckpt_path is not None)
@@ -238,6 +254,10 @@ class Train(LightningCLI):
             print(f"Look at it with: tensorboard --logdir {folder.parent}")
 
 
+def hide_tips(record: logging.LogRecord) -> bool:
+    return "Tip: " not in record.getMessage()
+
+
 def on_sigterm(number: int, frame: Any) -> None:
     raise Stopped(128 + number)
 
@@ -258,6 +278,8 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     # this holds for the model's step before the optimizer's, which nobody needs
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # "Tip: ... try installing ..."
+    logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(hide_tips)
     keep_freed_memory()
     sys.argv = sys.argv[:1]
     cli = None
