@@ -22,8 +22,8 @@ class UsageError(ValueError):
 def suggest(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
     """Returns ``; did you mean ...?`` with the most similar of the known words, or nothing.
 
-    Small and capital letters count as equal. Else a known word that begins with this one is meant, or the known flag that
-    ends in ``.lr`` by ``--lr``.
+    Small and capital letters count as equal. Else a known word that begins with this one is meant, or, by ``--lr``, the
+    known flag that ends in ``.lr``.
     """
     known = list(known)
     by_lower = {name.lower(): name for name in reversed(known)}

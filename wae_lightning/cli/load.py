@@ -98,8 +98,8 @@ def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | No
     cls = cls or getattr(sys.modules.get(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, LightningDataModule)):
         raise UsageError(
-            f"{path}: it does not say which data module it was trained with, or that one is not imported: "
-            f"{path_of_class[:80]!r} (--import MODULE imports your own)"
+            f"{path}: it does not say which of our data modules it was trained with, or of yours, which is imported by "
+            f"--import MODULE and calls save_hyperparameters() when it is made; found {path_of_class[:80]}"
         )
     takes = {*stored, *inspect.signature(cls.__init__).parameters} - {"self"}
     unknown = set(overrides) - takes
