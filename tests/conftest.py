@@ -31,7 +31,7 @@ def full_data() -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Trains three steps of a config with train.py, once for all tests, and returns its last checkpoint."""
-    import train
+    from wae_lightning.cli import train
 
     @functools.cache
     def checkpoint(config: str, *flags: str) -> Path:

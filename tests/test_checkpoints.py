@@ -6,17 +6,17 @@ import pickle
 import sys
 import zipfile
 
-import evaluate
 import figures
-import generate
 import point_cloud_results
 import pytest
 import torch
-import train
 
 from datamodules import HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD
 from wae_lightning.checkpoints import check_classes, read_checkpoint, read_plain
+from wae_lightning.cli import evaluate, generate, train
+from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.metrics import DigitClassifier
 from wae_lightning.networks import PointNetClassifier
 
@@ -167,8 +167,8 @@ def test_hostile_hyper_parameters_build_nothing(hostile, module, monkeypatch):
         WAEMMD.load_from_checkpoint(path)
     with path.open("rb") as file, pytest.raises(ValueError, match="the checkpoint: its hyper-parameters"):
         WAEMMD.load_from_checkpoint(file)
-    with pytest.raises(evaluate.UsageError, match=r"hostile.ckpt: (no .* \(its hyper-parameters|expected a model)"):
-        evaluate.load_model(path)
+    with pytest.raises(UsageError, match=r"hostile.ckpt: (no .* \(its hyper-parameters|expected a model)"):
+        load_model(path)
     old = saved(module / "old.ckpt", {}, hparams=hostile)
     with pytest.raises(ValueError, match=r"old.ckpt: its hyper-parameters"):
         WAEMMD.load_from_checkpoint(old)
@@ -182,10 +182,8 @@ def test_hostile_hyper_parameters_build_nothing(hostile, module, monkeypatch):
 def test_hostile_data_is_not_built_either(images, module):
     stored = {"_class_path": "datamodules.HalfImageDataModule", "images": images, "observed": "top"}
     path = saved(module / "hostile.ckpt", {}, datamodule_hyper_parameters={"_instantiator": INSTANTIATOR} | stored)
-    with pytest.raises(
-        evaluate.UsageError, match=r"hostile.ckpt: no HalfImageDataModule can be made of it \(its hyper"
-    ):
-        evaluate.load_data(path, {})
+    with pytest.raises(UsageError, match=r"hostile.ckpt: no HalfImageDataModule can be made of it \(its hyper"):
+        load_data(path, {})
     with pytest.raises(ValueError, match=r"images must be a data module of whole images, got a (dict|str)"):
         HalfImageDataModule.load_from_checkpoint(path)
     assert not (module / "imported").exists()
@@ -196,8 +194,8 @@ def test_hostile_data_is_not_built_either(images, module):
 
 def test_a_model_larger_than_its_weights_is_not_made(module):
     encoder = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 10**6, "out_features": 10**6}}
-    with pytest.raises(evaluate.UsageError, match=r"large.ckpt: it describes a model of 10\d+ weights and holds \d+$"):
-        evaluate.load_model(saved(module / "large.ckpt", {"encoder": encoder}))
+    with pytest.raises(UsageError, match=r"large.ckpt: it describes a model of 10\d+ weights and holds \d+$"):
+        load_model(saved(module / "large.ckpt", {"encoder": encoder}))
 
 
 def test_own_classes_load_once_their_module_is_imported(module, capsys):
@@ -245,7 +243,7 @@ def test_the_judge_of_other_classes_is_refused(tmp_path):
 @pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
 def test_weights_go_through_safetensors(trained, config, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
-    model, other = evaluate.load_model(trained(config)), evaluate.load_model(trained(config))
+    model, other = load_model(trained(config)), load_model(trained(config))
     safetensors.save_model(model, str(tmp_path / "model.safetensors"))
     for weight in other.state_dict().values():
         weight.zero_()

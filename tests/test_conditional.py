@@ -3,13 +3,11 @@
 import functools
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-import train
 import yaml
 from helpers import codes_and_loss
 from jsonargparse import ArgumentParser
@@ -20,6 +18,8 @@ from datamodules import HalfImageDataModule, MNISTDataModule
 from wae_lightning import ConditionalWAE
 from wae_lightning.callbacks import CompletionPictures
 from wae_lightning.callbacks.completions import most_ambiguous
+from wae_lightning.cli import train
+from wae_lightning.cli.flags import CONFIGS
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
 from wae_lightning.image_parts import ImageParts
 from wae_lightning.joint_mmd import JointMMD, joint_mmd
@@ -489,7 +489,7 @@ def test_the_config_trains_draws_and_loads(tmp_path, monkeypatch):
 def test_the_other_configs_build_models_that_fit_their_data(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ConditionalWAE, "model")
-    config = yaml.safe_load((Path(train.__file__).parent / "configs" / f"{name}.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     model = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model.eval()
     x, y = model.parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
     assert model(x, y).shape == y.shape

@@ -2,7 +2,6 @@
 
 import json
 
-import evaluate
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,6 +9,10 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from datamodules import MNISTDataModule
+from wae_lightning.cli import evaluate
+from wae_lightning.cli.load import load_data, load_model
+from wae_lightning.evaluation import evaluate_images
+from wae_lightning.evaluation import images as image_measures
 from wae_lightning.metrics import DigitClassifier, DigitFeatures
 from wae_lightning.metrics.digit_classifier import WEIGHTS
 
@@ -82,8 +85,8 @@ def test_evaluate_writes_its_measures(checkpoint, tmp_path, capsys):
 
 
 def test_mse_and_moments_agree_with_their_definitions(checkpoint, digits):
-    model, data = evaluate.load_model(checkpoint), evaluate.load_data(checkpoint, {})
-    results = evaluate.evaluate_images(model, data, num_samples=100)
+    model, data = load_model(checkpoint), load_data(checkpoint, {})
+    results = evaluate_images(model, data, num_samples=100)
     images = data.test_set.images.float() / 255
     with torch.no_grad():
         z = model.encode(images)
@@ -99,13 +102,14 @@ def test_mse_and_moments_agree_with_their_definitions(checkpoint, digits):
 
 
 def test_the_data_of_the_checkpoint_can_be_changed(checkpoint):
-    assert evaluate.load_data(checkpoint, {"val_fraction": "0.2"}).val_fraction == 0.2
+    assert load_data(checkpoint, {"val_fraction": "0.2"}).val_fraction == 0.2
 
 
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
         (None, ["--num_samples", "1"], "--num_samples must be at least 2, got 1"),
+        (None, ["--num_samples=20", "--out=nowhere/metrics.json"], "--out nowhere/metrics.json: cannot be written"),
         (None, ["--data.rot=x"], "--data.rot: MNISTDataModule takes batch_size, "),
         (None, ["--data.root=nowhere"], "nowhere/MNIST/raw: no such folder"),
         (lambda b: b[:1000], [], "not a checkpoint, or a damaged one"),
@@ -179,7 +183,7 @@ def inception_weights(tmp_path_factory):
 
 
 def test_inception_features_are_read_from_a_file(inception_weights, digits):
-    name, extractor = evaluate.feature_extractor("auto", (3, 32, 32), inception_weights)
+    name, extractor = image_measures.choose_features("auto", (3, 32, 32), inception_weights)
     assert name == "inception"
     images = digits[0][:4]
     features = extractor(images)
@@ -189,20 +193,20 @@ def test_inception_features_are_read_from_a_file(inception_weights, digits):
 
 
 def test_features_that_cannot_be_had_are_named(tmp_path, capsys, monkeypatch):
-    with pytest.raises(evaluate.UsageError, match=r"classifier takes images of \(1, 28, 28\), these are \(3, 64, 64\)"):
-        evaluate.feature_extractor("digits", (3, 64, 64), None)
-    with pytest.raises(evaluate.UsageError, match=r"nowhere.pth: no such file"):
-        evaluate.feature_extractor("inception", (3, 64, 64), tmp_path / "nowhere.pth")
+    with pytest.raises(ValueError, match=r"classifier takes images of \(1, 28, 28\), these are \(3, 64, 64\)"):
+        image_measures.choose_features("digits", (3, 64, 64), None)
+    with pytest.raises(ValueError, match=r"nowhere.pth: no such file"):
+        image_measures.choose_features("inception", (3, 64, 64), tmp_path / "nowhere.pth")
     (tmp_path / "bad.pth").write_bytes(b"no weights")
-    with pytest.raises(evaluate.UsageError, match="no Inception features: "):
-        evaluate.feature_extractor("auto", (3, 64, 64), tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="no Inception features: "):
+        image_measures.choose_features("auto", (3, 64, 64), tmp_path / "bad.pth")
 
     def unreachable(**_):
         raise OSError("no network")
 
-    monkeypatch.setattr(evaluate, "FrechetInceptionDistance", unreachable)
-    assert evaluate.feature_extractor("auto", (3, 64, 64), None) == (None, None)
+    monkeypatch.setattr(image_measures, "FrechetInceptionDistance", unreachable)
+    assert image_measures.choose_features("auto", (3, 64, 64), None) == (None, None)
     printed = capsys.readouterr().out
     assert printed == "no Inception features: no network. FID, KID, precision and recall are left out.\n"
-    with pytest.raises(evaluate.UsageError, match="no network"):
-        evaluate.feature_extractor("inception", (3, 64, 64), None)
+    with pytest.raises(ValueError, match="no network"):
+        image_measures.choose_features("inception", (3, 64, 64), None)

@@ -3,12 +3,7 @@
 import csv
 import functools
 import math
-import shutil
-import subprocess
-import sys
 import textwrap
-import zipfile
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -633,30 +628,3 @@ def test_onnx_export(name, method, tmp_path):
     names = [put.name for put in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, (x.numpy() for x in others), strict=True)))
     assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
-
-
-# ---- the wheel -------------------------------------------------------------------------------------------------------
-
-
-def test_the_wheel_holds_both_packages_with_their_data(tmp_path):
-    root = Path(__file__).parents[1]
-    if not (root / "wae_lightning").is_dir():
-        pytest.skip("the tests run against an installed wheel, without the source")
-    source = tmp_path / "source"
-    for name in ("wae_lightning", "datamodules"):
-        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, source)
-    build = "import setuptools.build_meta as backend; print(backend.build_wheel('.'))"
-    run = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True)
-    held = set(zipfile.ZipFile(source / run.stdout.split()[-1]).namelist())
-    wanted = {
-        str(path.relative_to(source))
-        for name in ("wae_lightning", "datamodules")
-        for path in (source / name).rglob("*")
-        if path.is_file()
-    }
-    assert {"datamodules/data/digits.h5", "wae_lightning/metrics/digit_classifier.pt"} <= wanted
-    assert {"datamodules/py.typed", "wae_lightning/py.typed"} <= wanted
-    assert wanted <= held
-    assert not {name.split("/")[0] for name in held} & {"tests", "experiments"}

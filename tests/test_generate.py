@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from evaluate import load_model
-from generate import main
 from PIL import Image
+
+from wae_lightning.cli.generate import main
+from wae_lightning.cli.load import load_model
 
 POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
 

@@ -1,4 +1,4 @@
-"""Measures completions of digits: ``python experiments/completion_results.py --root DIR --observed top``.
+"""Measures completions of digits: ``python experiments/reproduce/completion_results.py --root DIR --observed top``.
 
 Trains the conditional WAE in its variants, and as references a regression decoder and a CVAE on the same networks, each
 for the same CPU time; measures all of them, and halves of the nearest training images ("donors"), on the test set; and
@@ -15,21 +15,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from datamodules import HalfImageDataModule
 from wae_lightning import ConditionalWAE
 from wae_lightning.callbacks import CompletionPictures
 from wae_lightning.costs import AbsoluteError
+from wae_lightning.evaluation.completions import LabelNet
 from wae_lightning.joint_mmd import JointMMD
 from wae_lightning.kernels import squared_distances
+from wae_lightning.lightning import Trainer, seed_everything
 from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassifier
 from wae_lightning.metrics.completion import r_squared
-from wae_lightning.networks import ConditionalMLPEncoder, Critic
+from wae_lightning.networks import Critic
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, NoPenalty
 from wae_lightning.report import ReportWAE
@@ -98,45 +98,11 @@ MODELS: dict[str, Any] = {
 }
 
 
-class LabelNet(nn.Module):
-    """Classifier of observed parts: the label that a perfect completion would get is a draw from its output."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.layers = ConditionalMLPEncoder([shape], 10, hidden=(512, 512))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(F.dropout(x, 0.2, self.training))  # type: ignore[no-any-return]
-
-    def fit(self, data: HalfImageDataModule, epochs: int) -> LabelNet:
-        """Trains with cross-entropy, then calibrates by a temperature found on the validation set."""
-        loader = data.train_dataloader()
-        optimizer = torch.optim.AdamW(self.parameters(), 3e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * len(loader))
-        for _ in range(epochs):
-            for batch in loader:
-                x, _, labels = data.on_after_batch_transfer(batch, 0)
-                loss = F.cross_entropy(self(x), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        self.eval().requires_grad_(False)
-        pairs = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
-        logits, labels = torch.cat([self(x) for x, _, _ in pairs]), torch.cat([labels for _, _, labels in pairs])
-        scales = torch.linspace(0.5, 1.5, 101)
-        self.scale = min(scales, key=lambda scale: F.cross_entropy(scale * logits, labels).item())
-        last = self.layers.layers[-1]
-        last.weight *= self.scale
-        last.bias *= self.scale
-        return self
-
-
 def train(model: ConditionalWAE, data: HalfImageDataModule, seconds: float) -> int:
     """Trains for about ``seconds`` of CPU time; returns the number of steps."""
 
     def fit(steps: int) -> float:
-        trainer = pl.Trainer(
+        trainer = Trainer(
             max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
         )  # fmt: skip
@@ -170,7 +136,7 @@ def measure_donors(data: HalfImageDataModule, label_net: nn.Module) -> dict[str,
 
 
 @torch.no_grad()
-def r_squared_of_pixels(model: ConditionalWAE, data: HalfImageDataModule) -> float:
+def measure_r_squared_of_pixels(model: ConditionalWAE, data: HalfImageDataModule) -> float:
     """Share of the variance of the test codes that a linear regression on all observed pixels explains."""
     pairs = [data.on_after_batch_transfer(batch, 0)[:2] for batch in data.test_dataloader()]
     observed, hidden = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -193,14 +159,14 @@ def main() -> None:
     data = HalfImageDataModule(root=arguments.root, batch_size=200, observed=arguments.observed)
     data.prepare_data()
     data.setup("fit")
-    pl.seed_everything(arguments.seed)
+    seed_everything(arguments.seed)
     label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
     settings = {name: getattr(arguments, name) for name in ("observed", "seconds", "seed")}
     table: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else settings
     if table | settings != table:
         raise SystemExit(f"{arguments.out} holds results for other settings than {settings}: name another file")
     for name in arguments.models:
-        pl.seed_everything(arguments.seed)
+        seed_everything(arguments.seed)
         if MODELS[name] is None:
             table[name] = measure_donors(data, label_net)
         else:
@@ -212,11 +178,11 @@ def main() -> None:
             steps = train(model, data, arguments.seconds)
             model.label_net = label_net
             pictures = CompletionPictures()
-            tester = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
+            tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
             (measured,) = tester.test(model, data, verbose=False)
             table[name] = {"steps": steps} | {key.removeprefix("test/"): value for key, value in measured.items()}
             if isinstance(model, ReportWAE):
-                table[name]["r_squared_of_pixels"] = r_squared_of_pixels(model, data)
+                table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
             x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)

@@ -1,0 +1,238 @@
+"""The command line of train: flags mean what Lightning says, mistakes are answered at once and with what was meant."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from wae_lightning.cli import train
+from wae_lightning.cli.errors import explain_mistake, suggest
+from wae_lightning.cli.flags import complete_flags, config_file, list_arguments, list_flags
+from wae_lightning.lightning import ModelCheckpoint, Trainer
+
+SHORT = ["--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1", "--enable_progress_bar=false"]
+SMALL = [
+    "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
+    "--model.decoder.width=0.02", "--trainer.callbacks=[]",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return tmp_path
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def build(*flags):
+    """The command line's trainer, model and data, without training."""
+    return train.Train(*complete_flags(["--accelerator=cpu", "--logger=false", *flags]))
+
+
+# ---- before anything heavy is imported -------------------------------------------------------------------------------
+
+TYPO = """
+import sys
+from wae_lightning.cli.main import run
+try:
+    run("train", ["--max_epoch", "2"])
+except SystemExit as stop:
+    print(stop.code, sorted({"torch", "pytorch_lightning", "lightning", "numpy"} & set(sys.modules)))
+"""
+
+
+def test_a_typo_is_answered_without_importing_torch_or_lightning():
+    path = str(Path(train.__file__).parents[2])
+    ran = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{TYPO}"],
+                         capture_output=True, text=True)  # fmt: skip
+    assert ran.stdout.strip() == "2 []"
+    assert ran.stderr.strip() == "train.py: error: unknown flag --max_epoch; did you mean --max_epochs?"
+
+
+@pytest.mark.parametrize(
+    ("module", "cls"), [("trainer/trainer", Trainer), ("callbacks/model_checkpoint", ModelCheckpoint)]
+)
+def test_the_flags_read_from_lightnings_source_are_those_of_its_classes(module, cls):
+    assert list_arguments(module) == tuple(inspect.signature(cls.__init__).parameters)[1:]
+
+
+def test_a_config_tells_its_own_flags():
+    flags = list_flags(config_file("mnist_wae_gan"))
+    assert {"--max_epochs", "--trainer.max_epochs", "--checkpoint.monitor", "--model.latent_dim"} <= set(flags)
+    assert {"--model.optimizer.lr", "--model.penalty.critic.width", "--data.batch_size", "--ckpt_path"} <= set(flags)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr=1"], "unknown flag --lr; did you mean --model.optimizer.lr?"),
+        (["--batch_size", "2"], "unknown flag --batch_size; did you mean --data.batch_size?"),
+        (["--callback+=EarlyStopping"], "unknown flag --callback+; did you mean --callbacks?"),
+        (["--checkpoint.monitr=x"], "unknown flag --checkpoint.monitr; did you mean --checkpoint.monitor?"),
+        (["fit", "--max_epochs=1"], "leave out 'fit': the command trains, and then tests, by itself"),
+        (["--model.penalty", "MDM"], "--model.penalty: there is no class MDM for it; did you mean MMD?"),
+        (
+            ["--model.penalty=MMD", "--model.penalty.kernel", "rbf"],
+            "--model.penalty.kernel: there is no class rbf for it; did you mean RBF?",
+        ),
+        (
+            ["--model.penalty=MMD", "--model.penalty.kernel=RBF", "--model.penalty.kernel.bandwith=2"],
+            "unknown flag --model.penalty.kernel.bandwith; did you mean --model.penalty.kernel.bandwidth?",
+        ),
+        (["--model.optimizer.l=2"], "unknown flag --model.optimizer.l; did you mean --model.optimizer.lr?"),
+        (["--model.optimizer=Adm"], "--model.optimizer: there is no class Adm for it; did you mean Adam?"),
+        (["--model=WAEMDM"], "--model: there is no class WAEMDM for it; did you mean WAEMMD?"),
+        (["--data=MNIST"], "--data: there is no class MNIST for it; did you mean MNISTDataModule?"),
+        (["--callbacks+=EarlyStoping"], "--callbacks: there is no class EarlyStoping .*; did you mean EarlyStopping?"),
+        (["--max_epochs", "three"], "--max_epochs: expected a whole number, got three"),
+        (["--trainer.max_epochs", "three"], "--trainer.max_epochs: expected a whole number, got three"),
+        (["--model.latent_dim=x"], "--model.latent_dim: expected a whole number, got x"),
+        (["--deterministic=maybe"], "--deterministic: expected true or false or one of 'warn', got maybe"),
+        (["--data.variant=fasion"], "variant must be one of mnist, fashion, .*, got 'fasion'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_are_answered_with_what_was_meant(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 2
+    assert re.fullmatch(f"train.py: error: {re.escape(message).replace(re.escape('.*'), '.*')}", last_line(capsys))
+
+
+def test_messages_name_the_command_that_was_used(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--lrr=1"], "wae-lightning train")
+    assert last_line(capsys).startswith("wae-lightning train: error: unknown flag --lrr")
+
+
+def test_suggestions_are_similar_or_none():
+    assert suggest("rbf", ["RBF", "Sum"]) == "; did you mean RBF?"
+    assert suggest("--lr", ["--data.root", "--model.optimizer.lr"]) == "; did you mean --model.optimizer.lr?"
+    assert suggest("--nothing", ["--data.root", "--model.optimizer.lr"]) == ""
+    assert explain_mistake("a sentence\nof its own") == "a sentence of its own"
+
+
+# ---- flags mean what Lightning says ----------------------------------------------------------------------------------
+
+COUNTS = ["limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval"]
+
+
+@pytest.mark.parametrize("prefix", ["--", "--trainer."])
+@pytest.mark.parametrize(("typed", "kind"), [("1", int), ("1.0", float), ("2", int), ("0.5", float)])
+def test_whole_numbers_of_batches_stay_whole(typed, kind, prefix):
+    trainer = build(*(f"{prefix}{name}={typed}" for name in COUNTS)).trainer
+    for name in COUNTS:
+        found = getattr(trainer, name)
+        assert (type(found), found) == (kind, kind(typed)), name
+
+
+def test_one_batch_is_one_batch_also_from_a_config(empty_folder):
+    (empty_folder / "one.yaml").write_text(
+        config_file("mnist_wae_mmd").read_text() + "  limit_train_batches: 1\n  limit_val_batches: 1\n"
+    )
+    train.main(["--config=one.yaml", *SMALL, "--limit_test_batches=1", "--max_epochs=2", "--enable_progress_bar=false"])
+    (metrics,) = empty_folder.glob("runs/one/version_0/metrics.json")
+    assert json.loads(metrics.read_text())["steps"] == 2
+
+
+def test_callbacks_are_added_with_and_without_the_prefix():
+    for prefix in ("--", "--trainer."):
+        run = build(f"{prefix}callbacks+=EarlyStopping", f"{prefix}callbacks.monitor=val/cost")
+        names = [type(callback).__name__ for callback in run.trainer.callbacks]
+        assert {"EarlyStopping", "ImagePictures"} <= set(names)
+        assert run.trainer.callbacks[names.index("EarlyStopping")].monitor == "val/cost"
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_logger_a_run_has_a_folder_of_its_own(empty_folder, capsys):
+    (empty_folder / "thesis.docx").write_text("mine")
+    for _ in range(2):
+        train.main([*SHORT, *SMALL, "--logger=false", "--max_epochs=1"])
+    runs = empty_folder / "runs" / "mnist_wae_mmd"
+    assert {path.name for path in empty_folder.iterdir()} == {"thesis.docx", "runs"}
+    assert {path.name for path in runs.iterdir()} == {"version_0", "version_1"}
+    assert {path.name for path in (runs / "version_1").iterdir()} >= {"config.yaml", "metrics.json", "checkpoints"}
+    printed = capsys.readouterr().out
+    assert "Written to runs/mnist_wae_mmd/version_1:" in printed
+    assert "thesis.docx" not in printed
+    assert "tensorboard" not in printed
+    train.main([*SHORT, *SMALL, "--logger=false", "--max_epochs=2", "--ckpt_path=last"])
+    assert json.loads((runs / "version_1" / "metrics.json").read_text())["epochs"] == 2
+    assert {path.name for path in runs.iterdir()} == {"version_0", "version_1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint.monitor=val/los"], "ModelCheckpoint monitors 'val/los', .*; did you mean val/loss?"),
+        (["--callbacks+=EarlyStopping", "--callbacks.monitor=val_cost"], "EarlyStopping monitors 'val_cost', "),
+    ],
+)
+def test_a_monitor_that_is_not_logged_is_refused_before_training(flags, message, empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("wae_lightning.WAE.training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SHORT, *SMALL, *flags, "--max_epochs=1"])
+    assert stop.value.code == 2
+    assert re.match(f"train.py: error: {message.replace('?', '[?]')}", last_line(capsys))
+
+
+def test_a_checkpoint_of_another_model_or_size_is_refused_by_name(empty_folder, capsys):
+    train.main([*SHORT, *SMALL, "--logger=false", "--max_epochs=1"])
+    checkpoint = "runs/mnist_wae_mmd/version_0/checkpoints/last.ckpt"
+    for flags, message in (
+        (["--config=mnist_wae_gan"], "it holds a WAEMMD, and mnist_wae_gan makes a WAEGAN; name its config"),
+        (["--model.flow=null"], r"of the weight flow\.\S+ it has the shape \(.*\), expected none"),
+        (["--model.encoder.width=0.05"], r"of the weight \S+ it has the shape \(.*\), expected the shape \(.*\)"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train.main([*SHORT, *SMALL, *flags, "--logger=false", f"--ckpt_path={checkpoint}"])
+        assert stop.value.code == 2
+        assert re.search(f"--ckpt_path {checkpoint}: it was trained by another config: .*{message}", last_line(capsys))
+
+
+def test_the_same_weights_have_the_same_test_metrics_after_a_resume(empty_folder):
+    metrics = empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "metrics.json"
+    found = []
+    for flags in ([], ["--ckpt_path=last"]):
+        torch.manual_seed(len(flags))
+        train.main([*SHORT, *SMALL, "--max_epochs=1", *flags])
+        found.append({name: value for name, value in json.loads(metrics.read_text()).items() if "test/" in name})
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_a_log_file_has_one_line_for_each_epoch_and_no_advertisement(empty_folder):
+    script = Path(__file__).parents[1] / "experiments" / "train.py"
+    flags = [flag for flag in SHORT if "progress" not in flag]
+    ran = subprocess.run(
+        [sys.executable, str(script), *flags, *SMALL, "--max_epochs=2"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    (first, second) = (line for line in lines if line.startswith("epoch "))
+    assert re.fullmatch(r"epoch 1, step 3: val/cost [\d.]+, val/loss [\d.]+, val/penalty -?[\d.e-]+", first)
+    assert second.startswith("epoch 2, step 6: ")
+    assert "Tip: " not in ran.stdout + ran.stderr
+    assert "it/s" not in ran.stdout + ran.stderr
+
+
+def test_the_weights_are_compared_by_name_and_shape():
+    class Run:
+        config = type("Config", (), {"ckpt_path": "x.ckpt"})
+        config_name, model = "mine", nn.Linear(2, 1)
+
+    train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1).state_dict()})
+    with pytest.raises(ValueError, match=r"of the weight bias it has none, expected the shape \(1,\)"):
+        train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1, bias=False).state_dict()})

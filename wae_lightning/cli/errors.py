@@ -1,0 +1,161 @@
+"""One sentence for each mistake of the user and each failure of the machine."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["UsageError", "explain_failure", "explain_mistake", "suggest"]
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Iterable": "a list"}
+
+
+class UsageError(ValueError):
+    """A mistake in what the user asked for; its text is the whole message."""
+
+
+def suggest(word: str, known: Iterable[str], cutoff: float = 0.7) -> str:
+    """Returns ``; did you mean ...?`` with the most similar of the known words, or nothing.
+
+    Small and capital letters count as equal. Else a known word that begins with this one is meant, or, by ``--lr``, the
+    known flag that ends in ``.lr``.
+    """
+    known = list(known)
+    by_lower = {name.lower(): name for name in reversed(known)}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    longer = [name for name in known if name.lower().startswith(word.lower())]
+    longer += [name for name in known if name.endswith(f".{word.lstrip('-')}")]
+    best = by_lower[found[0]] if found else longer[0] if longer else None
+    return f"; did you mean {best}?" if best else ""
+
+
+def find_class(path: str) -> Any:
+    """The class of a dotted path, if it is imported."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
+def list_subclasses(base: type) -> list[str]:
+    """Names of the imported classes that can stand for ``base``."""
+    found = {base.__name__} if not inspect.isabstract(base) else set()
+    subclasses: list[type] = type.__subclasses__(base)
+    for cls in subclasses:
+        found |= set(list_subclasses(cls))
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def explain_mistake(message: str, given: Sequence[str] = ()) -> str:
+    """Shortens what jsonargparse or Lightning say of a mistake, and names what was probably meant.
+
+    Args:
+        message: The text of the exception.
+        given: The command line: flags of the trainer are named as they were typed, with or without their prefix.
+    """
+    sentence = _explain(message)
+    for name in set(re.findall(r"--trainer\.(\w+)", sentence)):
+        if not any(argument.startswith(f"--trainer.{name}") for argument in given):
+            sentence = sentence.replace(f"--trainer.{name}", f"--{name}")
+    return sentence
+
+
+def _explain(message: str) -> str:
+    if re.search("No supported gpu backend|can not run on your system", message):
+        import torch
+
+        return (
+            f"--accelerator: this machine has no such device that PyTorch {torch.__version__} can use; "
+            "--accelerator cpu, or auto, runs without"
+        )
+    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+    if unknown:
+        return f"unknown argument {unknown.group(1)}"
+    option = re.search(r"Option '([\w.]+)' is not accepted", message)
+    no_class = re.search(r"Expected a dot import path string: (\S+)", message)
+    if option:
+        return _explain_option(option.group(1), message, option.start())
+    if no_class:
+        return _explain_class(no_class.group(1), message, no_class.start())
+    # The types that were tried are listed one by one; None and the class as a whole tell nothing
+    tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    telling = [text for text in tried if "NoneType" not in text and not text.startswith("Problem with given")]
+    reason = telling[-1] if telling else " ".join(message.split())
+    flag = _flag_before(message, len(message))
+    given = re.search(r"Given value: (\w.*)", message)
+    wanted = " or ".join(dict.fromkeys(_name_type(text) for text in telling if text.startswith("Expected a")))
+    if wanted and given:
+        reason = f"expected {wanted}, got {given.group(1)}"
+    return f"{flag}: {reason}" if flag and flag[2:] not in reason else reason
+
+
+def _flag_before(message: str, position: int) -> str:
+    """The flag that the nested keys before a place in a message make up; empty without any."""
+    keys = re.findall(r'Parser key "([^"]+)"', message[:position])
+    return "--" + ".".join(keys) if keys else ""
+
+
+def _name_type(text: str) -> str:
+    """``Expected a <class 'int'>`` as people say it."""
+    literal = re.search(r"Literal\[(.*)\]", text)
+    if literal:
+        return f"one of {literal.group(1)}"
+    name = re.sub(r"Expected an? |<class '|'>", "", text)
+    return KINDS.get(name.rpartition(".")[2], name)
+
+
+def _explain_option(name: str, message: str, position: int) -> str:
+    """An argument that a class does not take."""
+    part = _flag_before(message, position)
+    before = re.findall(r"class_path '([\w.]+)':", message[:position])
+    after = re.search(r"Option '[\w.]+' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message)
+    path = after.group(1) if after else before[-1] if before else ""
+    if path == "torch.nn.Module":
+        return f"{part}.{name}: the config leaves this part to the model; name its class first, {part}=CLASS"
+    cls = find_class(path)
+    arguments = [key for key in inspect.signature(cls.__init__).parameters if key != "self"] if cls else []
+    return f"unknown flag {part}.{name}{suggest(f'{part}.{name}', [f'{part}.{key}' for key in arguments])}"
+
+
+def _explain_class(name: str, message: str, position: int) -> str:
+    """A word where the name of a class was expected."""
+    flag = _flag_before(message, position)
+    subtypes = message[: message.rfind("\n", 0, position)].rpartition("Subtypes: ")[2]
+    bases = [find_class(path) for path in re.findall(r"[\w.]+\.\w+", subtypes.splitlines()[0] if subtypes else "")]
+    names = sorted({found for base in bases if isinstance(base, type) for found in list_subclasses(base)})
+    meant = suggest(name, names, cutoff=0.6)
+    if not meant and 0 < len(names) <= 20:
+        meant = f"; expected one of {', '.join(names)}"
+    return f"{flag}: there is no class {name} for it{meant}"
+
+
+def explain_failure(error: Exception, batch_size: int | None = None) -> str | None:
+    """One sentence on an error that is not the program's fault: of memory, disk or network; None if it may be."""
+    import torch
+
+    message = str(error)
+    out_of_memory = re.search("not enough memory|can't allocate memory", message)
+    if out_of_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        where = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        return (
+            f"out of {where} with batches of {batch_size}: try a smaller --data.batch_size (with "
+            "--accumulate_grad_batches to keep the effective one), --precision bf16-mixed or a smaller model "
+            f"({message.splitlines()[0] if message else type(error).__name__})"
+        )
+    if isinstance(error, torch.distributed.DistNetworkError):
+        port = os.environ.get("MASTER_PORT", "chosen by Lightning")
+        return (
+            f"the processes cannot meet at port {port}: another program may listen there; set the environment "
+            f"variable MASTER_PORT to a free one ({message.splitlines()[0]})"
+        )
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror}" if error.strerror else message
+    if isinstance(error, ModuleNotFoundError):
+        return " ".join(message.split())  # Lightning's loggers and accelerators say what to install
+    if isinstance(error, FloatingPointError) or "returned nan values" in message:
+        return message
+    return None

@@ -1,0 +1,141 @@
+"""Reads command lines before anything heavy is imported: a typo costs a moment, not seconds."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wae_lightning.cli.errors import UsageError, suggest
+from wae_lightning.lightning import PACKAGE
+
+__all__ = ["CONFIGS", "IMPORT_HELP", "complete_flags", "config_file", "find_checkpoint", "list_flags"]
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_CONFIG = "mnist_wae_mmd"
+IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
+OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help")
+GROUPS = ("trainer", "checkpoint", "model", "data")
+
+
+def config_file(name: str) -> Path:
+    """Finds a config by its name among ours or by its path.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    if name in names:
+        return CONFIGS / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    raise UsageError(f"--config {name}: neither a file nor one of the configs {', '.join(names)}{suggest(name, names)}")
+
+
+@functools.cache
+def list_arguments(module: str) -> tuple[str, ...]:
+    """The arguments of a class of Lightning, read from the source of its module; empty if that has moved."""
+    top, _, inner = PACKAGE.partition(".")
+    spec = find_spec(top)
+    for folder in (spec and spec.submodule_search_locations) or []:
+        file = Path(folder, inner, f"{module}.py")
+        if file.is_file():
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    return tuple(argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))[1:]
+    return ()
+
+
+def list_trainer_flags() -> tuple[str, ...]:
+    return list_arguments("trainer/trainer")
+
+
+def list_flags(config: Path) -> list[str]:
+    """All flags that are known without an import: ours, Lightning's, and what the config itself sets."""
+    trainer, checkpoint = list_trainer_flags(), list_arguments("callbacks/model_checkpoint")
+    flags = [*OWN_FLAGS, *trainer]
+    flags += [f"trainer.{name}" for name in trainer] + [f"checkpoint.{name}" for name in checkpoint]
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        content = None  # LightningCLI says what is wrong with it
+    for group in ("model", "data"):
+        part = content.get(group) if isinstance(content, dict) else None
+        flags += walk(part, group)
+    return [f"--{flag}" for flag in dict.fromkeys(flags)]
+
+
+def walk(part: Any, name: str) -> Iterator[str]:
+    """The flags of a part of a config and of the parts in it: ``model.optimizer.lr``."""
+    arguments = part.get("init_args", part.get("dict_kwargs")) if isinstance(part, dict) else None
+    for key, value in (arguments if isinstance(arguments, dict) else {}).items():
+        yield f"{name}.{key}"
+        yield from walk(value, f"{name}.{key}")
+
+
+def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
+    """Turns the command line into LightningCLI's: ``--max_epochs`` becomes ``--trainer.max_epochs``, a config a path.
+
+    Returns:
+        The new command line and the name of the last config on it.
+
+    Raises:
+        UsageError: If a config or a flag is not known; of models and data modules LightningCLI knows the flags.
+    """
+    if arguments and arguments[0] in ("fit", "train"):
+        raise UsageError(f"leave out {arguments[0]!r}: the command trains, and then tests, by itself")
+    # Configs go first, wherever they stand: other flags change what they say.
+    configs: list[Path] = []
+    flags: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-c"):
+            if not equals:
+                value = next(given, "")
+            if not value:
+                raise UsageError("--config needs the name of a config or a file")
+            configs.append(config_file(value))
+        else:
+            flags.append(argument)
+    configs = configs or [config_file(DEFAULT_CONFIG)]
+    trainer = list_trainer_flags()
+    full: list[str] = []
+    for argument in flags:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and trainer:
+            first, *rest = flag[2:].rstrip("+").split(".")
+            if first in trainer:
+                flag = f"--trainer.{flag[2:]}"
+            else:
+                known = list_flags(configs[-1])
+                wrong = first not in (*OWN_FLAGS, *GROUPS)
+                wrong |= first in ("trainer", "checkpoint") and bool(rest) and f"--{first}.{rest[0]}" not in known
+                if wrong:
+                    raise UsageError(f"unknown flag {flag}{suggest(flag, known)}")
+        full.append(flag + equals + value)
+    path = configs[-1]
+    # the config.yaml that a run has saved names that run
+    name = path.stem if path.stem != "config" else path.resolve().parents[1].name
+    return [*(f"--config={config}" for config in configs), *full], name
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: of the folder of a run, its ``checkpoints/last.ckpt``.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or no checkpoint in the folder.
+    """
+    for inner in ("checkpoints/last.ckpt", "last.ckpt") if path.is_dir() else ():
+        if (path / inner).is_file():
+            return path / inner
+    if path.is_dir():
+        raise FileNotFoundError(f"{path}: there is no checkpoints/last.ckpt in this folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path

@@ -1,0 +1,50 @@
+"""The console command ``wae-lightning``: it trains, evaluates and generates as the scripts in ``experiments`` do."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from wae_lightning.cli.errors import UsageError, suggest
+from wae_lightning.cli.flags import complete_flags
+
+__all__ = ["main", "run"]
+
+COMMANDS = {"train": "trains a model", "evaluate": "measures trained models", "generate": "draws from a trained model"}
+
+
+def run(command: str, arguments: list[str] | None = None, program: str | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        command: ``train``, ``evaluate`` or ``generate``.
+        arguments: The command line without the command; None: that of this process.
+        program: What messages call it; None: the name of the script, such as ``train.py``.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    program = program or f"{command}.py"
+    try:
+        if command == "train":
+            complete_flags(given)  # before torch and Lightning are imported, which takes seconds
+    except UsageError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    import_module(f"wae_lightning.cli.{command}").main(given, program)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs ``wae-lightning COMMAND ...``; ``fit``, Lightning's own word, is understood as ``train``."""
+    given = sys.argv[1:] if arguments is None else arguments
+    commands = "\n".join(f"  wae-lightning {name:10} {what}" for name, what in COMMANDS.items())
+    command = {"fit": "train"}.get(given[0], given[0]) if given else ""
+    if command in ("", "-h", "--help"):
+        print(f"usage: wae-lightning COMMAND ...\n\n{commands}\n\nEach has a --help of its own.")
+        sys.exit(0 if command else 2)
+    if command not in COMMANDS:
+        print(
+            f"wae-lightning: error: unknown command {command}, expected {', '.join(COMMANDS)}"
+            f"{suggest(command, COMMANDS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    run(command, given[1:], f"wae-lightning {command}")

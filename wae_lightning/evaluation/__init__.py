@@ -1,0 +1,53 @@
+"""Measures of trained models: ``evaluate(model, data)`` chooses those that fit the model.
+
+``data`` is a LightningDataModule, of ours or of your own; of point clouds it has ``train_set`` and ``test_set`` after
+``setup("fit")``, with ``points`` and ``labels``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wae_lightning import ConditionalWAE, PointNetWAE
+from wae_lightning.base import WAE
+from wae_lightning.evaluation.clouds import evaluate_clouds
+from wae_lightning.evaluation.completions import evaluate_completions
+from wae_lightning.evaluation.images import evaluate_images
+
+__all__ = ["evaluate", "evaluate_clouds", "evaluate_completions", "evaluate_images"]
+
+
+def evaluate(
+    model: WAE,
+    data: Any = None,
+    num_samples: int = 10_000,
+    seed: int = 0,
+    features: str = "auto",
+    inception_weights: Path | None = None,
+    classifier: Path | None = None,
+) -> dict[str, float]:
+    """Measures a model of images, of point clouds or of completions.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: Its data module. None: of images, only what needs no data is measured.
+        num_samples: How many images are drawn from each sampler, at least 2.
+        seed: Seed of the samples.
+        features: Of images, see :func:`wae_lightning.evaluation.images.choose_features`.
+        inception_weights: See there.
+        classifier: File of the judge of point clouds; None: one is trained.
+
+    Returns:
+        The measures by name.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the model needs data and there is none.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    if isinstance(model, ConditionalWAE):
+        return evaluate_completions(model, data, seed)
+    if isinstance(model, PointNetWAE):
+        return evaluate_clouds(model, data, classifier, seed)
+    return evaluate_images(model, data, num_samples, seed, features, inception_weights)

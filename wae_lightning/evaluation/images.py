@@ -1,0 +1,259 @@
+"""Measures a model of images: distances between sets of features, reconstructions, sharpness, codes.
+
+Fréchet distance (FID), kernel distance (KID), improved precision and recall are those of samples from the prior and
+from mixtures fitted to the training codes. Keys say which features, and how many samples (``fid_digits_10k``); values
+compare only under one key. ``floor`` is what real training images score against the test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from wae_lightning.base import WAE
+from wae_lightning.evaluation.codes import compare_with_prior
+from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
+from wae_lightning.samplers import MixtureSampler
+
+__all__ = [
+    "InceptionFeatures",
+    "choose_features",
+    "compare",
+    "evaluate_images",
+    "extract_features",
+    "read_test_images",
+    "read_training_images",
+]
+
+BATCH = 500
+MIXTURES = (1, 10, 50)
+
+
+class GivenFeatures(nn.Module):
+    """Lets torchmetrics compare features that have been computed already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class InceptionFeatures(nn.Module):
+    """The 2,048 pooled features of the network that FIDs are computed with, for images of 1 or 3 channels in [0, 1].
+
+    Raises:
+        ValueError: If torch-fidelity or its weights are missing.
+    """
+
+    def __init__(self, weights: Path | None) -> None:
+        super().__init__()
+        if weights is not None and not weights.is_file():
+            raise ValueError(f"inception_weights {weights}: no such file")
+        try:
+            path = None if weights is None else str(weights)
+            metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=path)
+        except Exception as error:  # no package, no network, a damaged file: each has an exception of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"no Inception features: {reason}") from None
+        self.network = metric.inception
+
+    def forward(self, images: Tensor) -> Tensor:
+        colored = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return self.network((colored.clamp(0, 1) * 255).round().byte())  # type: ignore[no-any-return]
+
+
+def choose_features(
+    wanted: str, shape: tuple[int, ...], weights: Path | None
+) -> tuple[str, nn.Module] | tuple[None, None]:
+    """Chooses the features in which images are compared.
+
+    Args:
+        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for images of its shape, else Inception.
+        shape: (channels, height, width).
+        weights: File of the Inception network's weights; None: torch-fidelity's cache, or its download.
+
+    Returns:
+        Name and network, or None twice, with a sentence on the terminal, if there is none for these images.
+
+    Raises:
+        ValueError: If the extractor that the user asked for cannot be had.
+    """
+    if wanted == "digits" or (wanted == "auto" and shape == (1, 28, 28) and weights is None):
+        if shape != (1, 28, 28):
+            raise ValueError(f"features digits: the classifier takes images of (1, 28, 28), these are {shape}")
+        return "digits", DigitFeatures()
+    try:
+        return "inception", InceptionFeatures(weights)
+    except ValueError as error:
+        if wanted == "inception" or weights is not None:
+            raise
+        print(f"{error}. FID, KID, precision and recall are left out.")
+        return None, None
+
+
+@torch.no_grad()
+def extract_features(batches: Iterable[Tensor], extractor: nn.Module) -> Tensor:
+    """Features in float64, (n, d)."""
+    return torch.cat([extractor(batch).double() for batch in batches])
+
+
+def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
+    """Compares two sets of features in float64."""
+    given = GivenFeatures(real.shape[1])
+    count = min(1000, len(real), len(samples))
+    fid, pr = FrechetInceptionDistance(feature=given), PrecisionRecall()
+    kid = KernelInceptionDistance(feature=given, subsets=50, subset_size=count)
+    for metric in (fid.set_dtype(torch.float64), kid, pr):
+        metric.update(real, real=True)
+        metric.update(samples, real=False)
+    return {
+        "fid": float(fid.compute()),
+        "kid": float(kid.compute()[0]),
+        **{name: float(value) for name, value in pr.compute().items()},
+    }
+
+
+def read_test_images(data: Any) -> Iterator[Tensor]:
+    """The images of the test set, in float batches."""
+    for batch in data.test_dataloader():
+        yield data.on_after_batch_transfer(batch, 0)[0]
+
+
+def read_training_images(data: Any, count: int) -> Iterator[Tensor]:
+    """``count`` images of the training set (all of them, if there are fewer), in float batches."""
+    for batch in data.train_dataloader():
+        images = data.on_after_batch_transfer(batch, 0)[0][:count]
+        count -= len(images)
+        if len(images):
+            yield images
+        if count <= 0:
+            return
+
+
+def format_count(count: int) -> str:
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+def evaluate_images(
+    model: WAE,
+    data: Any | None,
+    num_samples: int = 10_000,
+    seed: int = 0,
+    features: str = "auto",
+    inception_weights: Path | None = None,
+) -> dict[str, float]:
+    """Measures a model of images.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: Its data module. None: only what needs no data is measured.
+        num_samples: How many samples are drawn, at least 2.
+        seed: Seed of the samples.
+        features: See :func:`choose_features`.
+        inception_weights: See :func:`choose_features`.
+
+    Returns:
+        The measures by name.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [BATCH] * (num_samples // BATCH) + [num_samples % BATCH] * (num_samples % BATCH > 0)
+    if data is None:
+        with torch.no_grad():
+            sharpness = measure_sharpness(model.sample(n, generator) for n in sizes)
+            return {"sharpness_samples": sharpness} | compare_with_prior("training", model.training_codes(), model)
+    batch_size = getattr(data, "batch_size", None)
+    data.batch_size = BATCH
+    try:
+        data.prepare_data()
+        for stage in ("fit", "test"):
+            data.setup(stage)
+        shape = getattr(data, "image_shape", None) or tuple(next(read_test_images(data)).shape[1:])
+        codes = read_training_codes(model, data, num_samples)
+        name, extractor = choose_features(features, shape, inception_weights)
+        results = {}
+        if name is not None and extractor is not None:
+            results = compare_samples(model, data, codes, name, extractor, sizes, seed, generator)
+        return results | compare_with_data(model, data, codes, sizes, generator)
+    finally:
+        data.batch_size = batch_size
+
+
+def measure_sharpness(batches: Iterable[Tensor]) -> float:
+    """Mean sharpness of images that come in batches."""
+    metric = Sharpness()
+    for batch in batches:
+        metric.update(batch)
+    return float(metric.compute())
+
+
+@torch.no_grad()
+def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
+    """Random codes of ``count`` training images, (n, d)."""
+    return torch.cat([model.encode(images, noise=True) for images in read_training_images(data, count)])
+
+
+@torch.no_grad()
+def compare_samples(
+    model: WAE,
+    data: Any,
+    codes: Tensor,
+    name: str,
+    extractor: nn.Module,
+    sizes: list[int],
+    seed: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Compares samples, reconstructions and training images with the test images, by their features."""
+    real = extract_features(read_test_images(data), extractor)
+    samplers: dict[str, Any] = {"": model.prior}
+    for components in MIXTURES:
+        if components > len(codes):
+            print(f"A mixture of {components} does not fit to {len(codes)} codes: its rows are left out.")
+            continue
+        # a mixture of one is the Gaussian with the mean and the covariance of the codes
+        suffix = "gaussian_fitted_to_codes" if components == 1 else f"mixture_of_{components}_fitted_to_codes"
+        samplers[f"_{suffix}"] = MixtureSampler(codes, components, seed=seed)
+    results: dict[str, float] = {}
+    for suffix, sampler in samplers.items():
+        samples = extract_features((model.decode(sampler.sample(n, generator)) for n in sizes), extractor)
+        for measure, value in compare(real, samples).items():
+            results[f"{measure}_{name}_{format_count(sum(sizes))}{suffix}"] = value
+    reconstructions = extract_features((model(images) for images in read_test_images(data)), extractor)
+    results[f"fid_{name}_reconstructions"] = compare(real, reconstructions)["fid"]
+    torch.manual_seed(seed)  # the floor is that of the same training images for every model
+    floor = compare(real, extract_features(read_training_images(data, sum(sizes)), extractor))
+    return results | {f"{measure}_{name}_floor": value for measure, value in floor.items()}
+
+
+@torch.no_grad()
+def compare_with_data(
+    model: WAE, data: Any, training_codes: Tensor, sizes: list[int], generator: torch.Generator
+) -> dict[str, float]:
+    """Reconstructions of the test images, sharpness, and codes against the prior."""
+    psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean")
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+    codes = []
+    for images in read_test_images(data):
+        codes.append(model.encode(images, noise=True))
+        reconstructions = model(images)
+        psnr.update(reconstructions, images)
+        ssim.update(reconstructions, images)
+    decibels: Any = psnr.compute()
+    similarity: Any = ssim.compute()
+    results = {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
+    results["sharpness_samples"] = measure_sharpness(model.sample(n, generator) for n in sizes)
+    results["sharpness_reconstructions"] = measure_sharpness(model(images) for images in read_test_images(data))
+    results["sharpness_real"] = measure_sharpness(read_test_images(data))
+    for part, z in (("training", training_codes), ("test", torch.cat(codes))):
+        results |= compare_with_prior(part, z, model)
+    return results
