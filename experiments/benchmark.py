@@ -27,7 +27,6 @@ from benchmarks.parts import chamfer, mmd_forms, sampling, startup
 from benchmarks.training import precision, training
 from benchmarks.turns import Options
 from reproduce.records import write_json
-from train import look_for_gpus_once
 
 from wae_lightning.training.allocator import keep_freed_memory
 
@@ -105,7 +104,6 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
     keep_freed_memory()
-    look_for_gpus_once()
     results: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
     results["machine"] = machine(options)
     print(json.dumps(results["machine"], indent=2))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,11 +21,10 @@ from pythae_trainer import pythae_trainer
 from records import EXPERIMENTS, commit, hardware, write_json
 from torch import nn
 
+from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.train import Train
+from wae_lightning.evaluation.images import compare, extract_features, format_count, read_test_images
 from wae_lightning.metrics import DigitFeatures
-
-sys.path.insert(0, str(EXPERIMENTS))
-import train
-from evaluate import compare, features_of, in_thousands, test_images
 
 
 @torch.no_grad()
@@ -34,11 +32,11 @@ def distances(decoder: nn.Module, encoder: nn.Module, latent_dim: int, data: Any
     """digits-FID and its kin of samples, and digits-FID of reconstructions."""
     extractor = DigitFeatures()
     generator = torch.Generator().manual_seed(0)
-    real = features_of(test_images(data), extractor)
+    real = extract_features(read_test_images(data), extractor)
     codes = torch.randn(num_samples, latent_dim, generator=generator).split(500)
-    drawn = compare(real, features_of(map(decoder, codes), extractor))
-    reconstructed = features_of((decoder(encoder(images)) for images in test_images(data)), extractor)
-    found = {f"{name}_digits_{in_thousands(num_samples)}": value for name, value in drawn.items()}
+    drawn = compare(real, extract_features(map(decoder, codes), extractor))
+    reconstructed = extract_features((decoder(encoder(images)) for images in read_test_images(data)), extractor)
+    found = {f"{name}_digits_{format_count(num_samples)}": value for name, value in drawn.items()}
     return found | {"fid_digits_reconstructions": compare(real, reconstructed)["fid"]}
 
 
@@ -47,7 +45,7 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """One training, measured whenever its CPU time reaches one of ``seconds``, by ``num_samples`` samples."""
     flags = ["--config=mnist_wae_mmd", "--model.noise=null", "--model.encoder.latent_dim=16", f"--data.root={root}"]
-    run = train.Train(train.with_full_names([*flags, f"--seed_everything={seed}"])[0], "pythae")
+    run = Train(complete_flags([*flags, f"--seed_everything={seed}"])[0], "pythae")
     data, model = run.datamodule, run.model
     data.prepare_data()
     data.setup("fit")

@@ -42,18 +42,16 @@ from datamodules.idx import read_idx
 from datamodules.mnist import read_digits
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
+from wae_lightning.cli import generate
+from wae_lightning.cli.errors import explain_mistake
+from wae_lightning.cli.flags import complete_flags, config_file
+from wae_lightning.cli.load import load_data, load_model
+from wae_lightning.cli.train import Train
 from wae_lightning.lightning import MisconfigurationException
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import evaluate
-import generate
-import train
 
 REFUSALS = (
     ValueError,
     FileNotFoundError,
-    evaluate.UsageError,
-    train.UsageError,
     ArgumentError,
     MisconfigurationException,
 )
@@ -364,21 +362,21 @@ def wrong_checkpoint(path: Path, rng: random.Random) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    model = evaluate.load_model(path)
-    return model, evaluate.load_data(path, {})
+    model = load_model(path)
+    return model, load_data(path, {})
 
 
 def write_configs(folder: Path) -> list[Path]:
     paths = []
     for name in ("mnist_wae_mmd", "mnist_wae_gan", "modelnet40_pointnet"):
         paths.append(folder / f"{name}.yaml")
-        paths[-1].write_bytes(train.config_file(name).read_bytes())
+        paths[-1].write_bytes(config_file(name).read_bytes())
     return paths
 
 
 def read_config(path: Path) -> Any:
-    arguments, name = train.with_full_names([f"--config={path}"])
-    return train.Train(arguments, name)
+    arguments, name = complete_flags([f"--config={path}"])
+    return Train(arguments, name)
 
 
 def write_npz(folder: Path) -> list[Path]:
@@ -459,7 +457,7 @@ def judged(reader: Reader, path: Path) -> str:
     try:
         reader.read(path)
     except REFUSALS as error:
-        sentence = train.in_one_sentence(str(error)) if not reader.names_the_file else str(error)
+        sentence = explain_mistake(str(error)) if not reader.names_the_file else str(error)
         if not sentence.strip() or "\n" in sentence or (reader.names_the_file and path.name not in sentence):
             return f"unclear: {type(error).__name__}: {sentence!r}"
         return "refused"
