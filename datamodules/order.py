@@ -40,6 +40,8 @@ class EpochOrder(DistributedSampler[Any]):
         self.epoch = 0
         self.announced: int | None = None
         """The epoch that ``set_epoch`` has told last."""
+        self.shift = 0
+        """How many epochs more Lightning has counted than there were."""
         self._resumed: tuple[int, int, str | None] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -48,10 +50,14 @@ class EpochOrder(DistributedSampler[Any]):
         Raises:
             ValueError: If it is the epoch to go on in, but cannot go on here; see ``ResumableLoader``.
         """
-        if self._resumed is not None and self._resumed[0] != epoch:
-            self._resumed = None
-        if self._resumed is not None and self._resumed[2] is not None:
-            raise ValueError(self._resumed[2])
+        epoch -= self.shift
+        if self._resumed is not None:
+            last, _, refusal = self._resumed
+            if epoch == last and refusal is not None:
+                raise ValueError(refusal)
+            # Lightning counts an epoch twice when a run with max_steps goes on at its end: the order leaves out none
+            self.shift += max(0, epoch - last - 1)
+            epoch = min(epoch, last + 1)
         self.epoch = self.announced = epoch
 
     def resume(self, epoch: int, first_batch: int, refusal: str | None = None) -> None:
@@ -63,6 +69,12 @@ class EpochOrder(DistributedSampler[Any]):
     def first_batch(self) -> int:
         """The batch at which the next pass begins."""
         return self._resumed[1] if self._resumed is not None and self._resumed[0] == self.epoch else 0
+
+    def begin_next(self) -> None:
+        """Notes that the pass of this epoch has begun."""
+        if self._resumed is not None and self.announced not in (None, self._resumed[0]):
+            self._resumed = None
+        self.epoch += 1
 
     def rows(self) -> Tensor:
         """All rows that this process sees in this epoch, int64 (len(self),)."""
@@ -95,7 +107,7 @@ class EpochBatches(BatchSampler):
         batches = torch.split(order.rows().to(device), self.batch_size)[: len(self)]
         seeds = np.random.SeedSequence([order.seed, order.epoch, rank_and_processes()[0]]).generate_state(len(batches))
         first = order.first_batch
-        order.epoch += 1
+        order.begin_next()
         for batch, seed in zip(batches[first:], seeds[first:].tolist(), strict=True):
             if device.type == "cpu":
                 on_host = BatchRows(batch.tolist())
@@ -142,7 +154,8 @@ class ResumableLoader(DataLoader[Any]):
         if not isinstance(self.sampler, EpochOrder):
             return {}
         epoch, batches = self._place
-        return {"seed": self.sampler.seed, "epoch": epoch, "batches": batches, **self._shape()}
+        order = self.sampler
+        return {"seed": order.seed, "epoch": epoch, "batches": batches, "shift": order.shift, **self._shape()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Makes the loader go on, in the same order, at the place that ``state_dict`` tells."""
@@ -159,7 +172,7 @@ class ResumableLoader(DataLoader[Any]):
                 f"the checkpoint was saved in the middle of an epoch, after batch {batches} with {_listed(there)}, and "
                 f"cannot go on with {_listed(here)}: take the same, or a checkpoint from the end of an epoch"
             )
-        order.seed = state_dict["seed"]
+        order.seed, order.shift = state_dict["seed"], state_dict["shift"]
         order.resume(epoch, batches, refusal)
         self._place = epoch, batches
 

@@ -1,6 +1,5 @@
 """All data modules under Lightning: two processes, the command line, and the wall to wae_lightning."""
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -121,11 +120,3 @@ def test_every_argument_can_be_given_on_the_command_line(tmp_path: Path) -> None
 def test_all_take_root_batch_size_and_num_workers(name: str, tmp_path: Path) -> None:
     data = getattr(datamodules, name)(root=tmp_path, batch_size=3, num_workers=2)
     assert (data.batch_size, data.num_workers) == (3, 2)
-
-
-def test_they_never_import_the_models() -> None:
-    for path in Path(datamodules.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(module.split(".")[0] == "wae_lightning" for module in modules), path

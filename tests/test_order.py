@@ -175,6 +175,7 @@ MOMENTS = [
     ("on_train_epoch_end", 6, {"limit_train_batches": 6}),
     ("on_train_batch_end", STEPS + 4, {"reload_dataloaders_every_n_epochs": 1}),
     ("on_train_batch_end", STEPS + 4, {"max_epochs": -1, "max_steps": 25}),
+    ("on_train_epoch_end", STEPS, {"max_epochs": -1, "max_steps": 25}),
 ]
 
 
