@@ -13,6 +13,7 @@ from torch import Tensor
 from wae_lightning import costs
 from wae_lightning.costs import (
     AbsoluteError,
+    BinaryCrossEntropy,
     ChamferDistance,
     EarthMoversDistance,
     Euclidean,
@@ -48,6 +49,13 @@ def test_image_costs_sum_over_the_dimensions(cost, expected):
     x, y = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
     difference = (x - y).double().numpy().reshape(4, -1)
     np.testing.assert_allclose(cost(x, y).numpy(), expected(difference), rtol=1e-5)
+
+
+def test_binary_cross_entropy_is_that_of_numpy():
+    x, y = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    a, b = x.double().numpy().reshape(4, -1), y.double().numpy().reshape(4, -1)
+    expected = -0.5 * (a * np.log(b) + (1 - a) * np.log(1 - b)).sum(1)
+    np.testing.assert_allclose(BinaryCrossEntropy(0.5)(x, y).numpy(), expected, rtol=1e-5)
 
 
 def test_euclidean_has_a_gradient_at_zero():
@@ -186,6 +194,9 @@ def test_sinkhorn_distance_is_close_to_the_exact_squared_cost():
     exact = [matrix[linear_sum_assignment(matrix)].mean() for matrix in matrices]
     np.testing.assert_allclose(sinkhorn_distance(a, b, blur=0.02, iterations=200).numpy(), exact, rtol=0.1)
     assert sinkhorn_distance(a, a, blur=0.02, iterations=200).max() < 3 * 0.02**2
+    # what its docstring says of the default number of iterations
+    ratios = sinkhorn_distance(a, b).numpy() / np.array(exact)
+    assert 0.87 < ratios.min() < ratios.max() < 1.02
 
 
 def test_sinkhorn_gradient_leads_to_the_target():
@@ -206,6 +217,7 @@ def test_sinkhorn_arguments():
     ("cost", "distance"),
     [
         (ChamferDistance(2.0), chamfer_distance),
+        (ChamferDistance(2.0, squared=False), lambda a, b: full_matrix_chamfer(a, b, squared=False)),
         (EarthMoversDistance(2.0), earth_movers_distance),
         (SinkhornDistance(2.0), sinkhorn_distance),
     ],

@@ -1,16 +1,21 @@
 """The normalizing flows between codes and prior."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from helpers import codes_and_loss
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pytorch_lightning import Trainer
 from scipy.stats import multivariate_normal, norm
 from torch.utils.data import DataLoader
 
-from wae_lightning import WAEGAN, PointNetWAE
-from wae_lightning.networks import CouplingFlow, MixtureFlow
+from wae_lightning import WAE, WAEGAN, PointNetWAE
+from wae_lightning.networks import ConvDecoder, CouplingFlow, MixtureFlow
 from wae_lightning.noise import FixedNoise
+from wae_lightning.priors import Normal
 
 FLOWS = [CouplingFlow, MixtureFlow]
 
@@ -69,6 +74,58 @@ def test_the_first_coordinate_of_a_mixture_passes_through_its_distribution_funct
     np.testing.assert_allclose(flow(x)[0][:, 0].detach().numpy(), norm.ppf(below), rtol=1e-6)
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    spread=st.floats(0.1, 50),
+    sd=st.floats(0.02, 3),
+    dim=st.integers(2, 6),
+    components=st.sampled_from([1, 2, 10, 100]),
+    seed=st.integers(0, 1000),
+)
+def test_a_mixture_inverts_everywhere(spread, sd, dim, components, seed):
+    """Clusters far apart and narrow, where the sum of their weights may exceed 1 by rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    flow = MixtureFlow(dim, components).double()
+    with torch.no_grad():
+        flow.means.copy_(spread * torch.randn(flow.means.shape, generator=generator))
+        flow.log_diagonal.fill_(-np.log(sd))
+        flow.below.copy_(torch.randn(flow.below.shape, generator=generator) / (sd * dim))
+        z = torch.randn(100, dim, generator=generator, dtype=torch.float64)
+        z = torch.cat([z, 24 * torch.rand(100, dim, generator=generator, dtype=torch.float64) - 12])
+        back = flow(flow.inverse(z))[0]
+        torch.testing.assert_close(back, z, rtol=0, atol=1e-9)
+        z = z.float()
+        x = flow.float().inverse(z)
+        assert x.isfinite().all()
+        assert (flow(x)[0] - z).abs().max() < 5e-5 + 5e-6 * (1 + dim) * spread / sd
+
+
+def test_draws_between_far_and_narrow_clusters_are_finite():
+    for spread, sd, components in ((5, 0.1, 10), (10, 0.1, 100)):
+        torch.manual_seed(0)
+        flow = MixtureFlow(2, components)
+        with torch.no_grad():
+            flow.means.copy_(spread * torch.randn(components, 2))
+            flow.log_diagonal.fill_(-np.log(sd))
+            assert flow.inverse(torch.randn(5000, 2)).isfinite().all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(std=st.floats(0.01, 1.0), dim=st.integers(2, 9), seed=st.integers(0, 1000))
+def test_a_coupling_flow_of_any_weights_is_exact_but_for_the_rounding_of_its_result(std, dim, seed):
+    torch.manual_seed(seed)
+    flow = CouplingFlow(dim, hidden=32)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(std * torch.randn_like(parameter))
+        exact, x = copy.deepcopy(flow).double(), torch.randn(100, dim)
+        for found, expected in ((flow(x)[0], exact(x.double())[0]), (flow.inverse(x), exact.inverse(x.double()))):
+            assert found.isfinite().all()
+            torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-6)
+        if std < 0.1:
+            torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("distance", [8.0, 30.0])
 def test_a_mixture_inverts_far_from_its_gaussians(distance):
     flow = random_flow(MixtureFlow, 3)
@@ -123,15 +180,45 @@ def small_model(**arguments):
     return PointNetWAE(latent_dim=6, num_points=32, **arguments)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("cls", FLOWS)
-def test_reconstructions_do_not_depend_on_the_flow(cls):
-    with_flow, without = small_model(flow=random_flow(cls, 6).float()), small_model()
+def test_reconstructions_do_not_depend_on_the_flow(cls, scale):
+    parts = {"num_points": 32, "prior": Normal(6, scale)}
+    torch.manual_seed(0)
+    with_flow, without = PointNetWAE(flow=random_flow(cls, 6).float(), **parts), PointNetWAE(**parts)
     without.load_state_dict({k: v for k, v in with_flow.state_dict().items() if not k.startswith("flow")})
     clouds = torch.rand(3, 50, 3)
     with_flow.eval(), without.eval()
     torch.testing.assert_close(with_flow(clouds), without(clouds))
     assert not torch.allclose(with_flow.encode(clouds), without.encode(clouds), atol=0.01)
-    torch.testing.assert_close(with_flow.decode(with_flow.encode(clouds)), without(clouds))
+    torch.testing.assert_close(with_flow.decode(with_flow.encode(clouds)), without(clouds), rtol=1e-4, atol=1e-5)
+    # z is what the flow makes of the encoder's codes, at the prior's scale
+    torch.testing.assert_close(with_flow.encode(clouds), scale * with_flow.flow(without.encode(clouds))[0])
+    z = with_flow.prior.sample(5, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(with_flow.decode(z), without.decode(with_flow.flow.inverse(z / scale)))
+    torch.testing.assert_close(with_flow.sample(5, torch.Generator().manual_seed(1)), with_flow.decode(z))
+
+
+def test_the_flow_is_trained_on_codes_with_noise_of_the_given_deviation():
+    seen = []
+
+    class Recording(MixtureFlow):
+        def log_prob(self, x):
+            seen.append(x.detach())
+            return super().log_prob(x)
+
+    class Zero(torch.nn.Linear):
+        def forward(self, x):
+            return 0 * super().forward(x.flatten(1))
+
+    model = WAE(Zero(256, 6), ConvDecoder(6, (1, 16, 16)), flow=Recording(6), flow_noise=0.25, latent_dim=6)
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False
+    )
+    trainer.fit(model, DataLoader(torch.rand(600, 1, 16, 16), batch_size=200))
+    noise = torch.cat(seen)
+    assert noise.std().item() == pytest.approx(0.25, rel=0.05)
+    assert noise.mean().item() == pytest.approx(0, abs=0.03)
 
 
 @pytest.mark.parametrize("cls", FLOWS)

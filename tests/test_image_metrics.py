@@ -64,6 +64,24 @@ def test_precision_and_recall_agree_with_a_double_loop(k):
     assert 0 < found["recall"] < 1
 
 
+def test_precision_and_recall_are_not_each_other():
+    # three real clusters, of which the samples know one, and half of them lie nowhere
+    corners = torch.tensor([[0.0, 0], [100, 0], [0, 100]])
+    cluster = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+    real = torch.cat([corner + cluster for corner in corners])
+    samples = torch.cat([cluster + 0.1, cluster[:2] + 50])
+    metric = PrecisionRecall(k=1)
+    metric.update(real, real=True)
+    metric.update(samples, real=False)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx({"precision": 4 / 6, "recall": 4 / 12})
+    # in evaluation, with its three neighbours: samples in the middle of what is real
+    real, samples = 10 * torch.randn(300, 2), 0.1 * torch.randn(300, 2)
+    found = evaluate.compare(real.double(), samples.double())
+    assert found["precision"] > 0.95
+    assert found["recall"] < 0.05
+
+
 def test_precision_and_recall_need_more_features_than_neighbours():
     metric = PrecisionRecall(k=3)
     metric.update(torch.rand(3, 2), real=True)

@@ -326,6 +326,15 @@ def test_cramer_wold_agrees_with_random_projections(d, scale):
     assert penalty(z, z).item() == pytest.approx(np.mean(total), abs=4 * error + 1e-6)
 
 
+@pytest.mark.parametrize(("n", "smoothing"), [(12, 0.4152436465), (324, 1 / 9)])
+def test_cramer_wold_smooths_by_silvermans_rule(n, smoothing):
+    z = 2 * normal(n, 0) + 0.3
+    penalty, given = CramerWold(), CramerWold(smoothing)
+    for each in (penalty, given):
+        each.set_prior(Normal(D, 2.0))
+    torch.testing.assert_close(penalty(z, z), given(z, z))
+
+
 # ---- in models, and mistakes ----------------------------------------------------------------------------------------
 
 
@@ -374,7 +383,7 @@ def test_a_missing_library_is_named(monkeypatch):
         (lambda: MMDPlusPlus(10, 1), "codes_per_input must be at least 2, got 1"),
         (
             lambda: MMDPlusPlus(10, 3)(normal(7, 0), normal(7, 1)),
-            "3 codes for each of at least 2 inputs, got 7",
+            "3 codes for each of at least 2 inputs, got 7: .*code_queue must give a multiple of codes_per_input=3",
         ),
         (lambda: WAE(penalty=MMDPlusPlus(10)), r"MMDPlusPlus needs a Gaussian encoder, noise=GaussianNoise\(\); got"),
         (lambda: SlicedWasserstein(0), "projections must be at least 1, got 0"),

@@ -34,6 +34,15 @@ def test_pairwise_distances_are_those_of_each_pair(name, distance):
     )
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_pairwise_distances_are_the_same_under_autocast(half):
+    a = clouds(3, 50)
+    b = a + 0.05 * clouds(3, 50, seed=1)
+    expected = pairwise_distances(a, b)
+    with torch.autocast("cpu", half):
+        torch.testing.assert_close(pairwise_distances(a, b), expected)
+
+
 def test_pairwise_distances_are_never_negative():
     a = clouds(3, 200) + 100
     assert pairwise_distances(a, a).min() >= 0

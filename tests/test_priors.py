@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.priors import Normal, Sphere, Uniform
 
 PRIORS = [Normal(3), Normal(5, 2.0), Uniform(3), Uniform(4, 0.5), Sphere(3), Sphere(6, 2.0)]
@@ -58,6 +59,15 @@ def test_the_generator_fixes_the_draws():
 def test_bad_arguments_are_refused(cls):
     with pytest.raises(ValueError, match="latent_dim must be at least 1, got 0"):
         cls(0)
+    for scale in (1e20, 1e-20):
+        with pytest.raises(ValueError, match="between 1e-15 and 1e15, or squares of codes overflow float32; got 1e"):
+            cls(2, scale)
+    # the largest and the smallest have finite squares, and kernels of them a finite value
+    for scale in (1e15, 1e-15):
+        prior = cls(8, scale)
+        kernel = InverseMultiquadric()
+        kernel.set_expected_squared_distance(prior.expected_squared_distance)
+        assert 0 < kernel(prior.sample(9), prior.sample(9)).mean() < 7
     for scale in (0.0, -1.0, float("inf")):
         with pytest.raises(ValueError, match=f"scale of the prior must be positive and finite, got {scale}"):
             cls(2, scale)

@@ -36,6 +36,13 @@ def test_it_finds_clusters_and_draws_them_in_random_order():
     assert torch.equal(again, drawn)
 
 
+def test_it_draws_on_the_device_asked_for():
+    sampler = MixtureSampler(torch.randn(50, 2), components=2)
+    assert sampler.sample(3, device="meta").device.type == "meta"
+    assert sampler.sample(3, torch.Generator(), device="meta").device.type == "meta"
+    assert sampler.sample(3).device.type == "cpu"
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="components must lie between 1 and the number of codes, got 5, 3"):
         MixtureSampler(torch.rand(3, 2), components=5)

@@ -161,7 +161,7 @@ class MixtureFlow(Flow):
 
     Distribution functions and roots are computed in float64, on the CPU where the device has none. For |z| up to 12,
     ``forward(inverse(z))`` is z to 10⁻⁹ with weights in float64, and in float32, to which x itself is rounded, to
-    5·10⁻⁵ + 2·10⁻⁶ r, where r is the ratio of the components' distances to their standard deviations.
+    5·10⁻⁵ + 5·10⁻⁶ r, where r is the ratio of the components' distances to their standard deviations.
 
     Args:
         dim: Number of dimensions d, at least 2.
