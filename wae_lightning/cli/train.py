@@ -20,7 +20,7 @@ from wae_lightning.allocator import keep_freed_memory
 from wae_lightning.callbacks import Dashboard
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
-from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.flags import complete_flags, find_checkpoint
 from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
 from wae_lightning.lightning import (
     PACKAGE,
@@ -77,6 +77,8 @@ class MonitorCheck(Callback):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(map(str, trainer.callback_metrics))
+        if isinstance(pl_module, WAE):  # it logs none of batches that are too small: training says so
+            logged = sorted({*logged, "val/loss"})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
             if monitor and logged and monitor not in logged and not monitor.startswith("train/"):
@@ -91,11 +93,12 @@ class Stopped(SystemExit):
 
 
 def checkpoint_to_resume(path: str, runs: Path) -> Path:
-    """Resolves ``--ckpt_path``: ``last`` is the newest ``last.ckpt`` among the runs of the config."""
+    """Resolves ``--ckpt_path``: a file, the folder of a run, or ``last``, the newest ``last.ckpt`` of the config."""
     if path != "last":
-        if not Path(path).is_file():
-            raise UsageError(f"--ckpt_path {path}: no such file")
-        return Path(path)
+        try:
+            return find_checkpoint(Path(path))
+        except FileNotFoundError as error:
+            raise UsageError(f"--ckpt_path {error}") from None
     found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise UsageError(f"--ckpt_path last: there is no {runs}/*/checkpoints/last.ckpt to go on from")
@@ -197,10 +200,10 @@ class Train(LightningCLI):
         )
         for name in sorted(stored.keys() | own.keys()):
             if stored.get(name) != own.get(name):
-                here, there = (f"the shape {held[name]}" if name in held else "none" for held in (own, stored))
-                raise UsageError(
-                    f"{path}: it was trained by another config: of the weight {name} it has {there}, expected {here}"
-                )
+                found = f"its {name} has the shape {stored.get(name)}, expected {own.get(name)}"
+                found = found if name in stored else f"it has no {name}"
+                found = found if name in own else f"its {name} is none of the model's weights"
+                raise UsageError(f"{path}: it was trained by another config: {found}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         flags = self.config.trainer
