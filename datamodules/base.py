@@ -1,9 +1,10 @@
-"""What every data module here shares: loaders that fetch a whole batch by index."""
+"""What every data module here shares: sets that give a whole batch by index, and their loaders."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.order import EpochBatches, EpochOrder, ResumableLoader
 from wae_lightning.lightning import LightningDataModule, rank_zero_warn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BatchDataModule", "ResumableLoader", "training_and_validation_rows"]
+__all__ = ["BatchDataModule", "TensorRows", "training_and_validation_rows"]
 
 
 def _as_is(batch: Any) -> Any:
@@ -24,87 +26,96 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that goes on in the middle of a pass, in the same order, when its state was saved there.
+class TensorRows(Dataset[tuple[Tensor, Tensor]]):
+    """Examples and labels in memory; a whole batch is one index operation.
 
-    Lightning saves and loads the state of loaders that have one. What the pass yielded before is fetched once more and
-    dropped, so that worker processes draw their random numbers as they would have; the global generator of this process
-    is left as it was, its state is the model's to restore.
+    Args:
+        examples: (N, ...).
+        labels: (N, ...).
+        rows: Which rows of the two this data set consists of; None means all of them. Nothing is copied, so the
+            training and the validation part of one set share its memory.
     """
 
-    _position: dict[str, Any] | None = None
-    _resume_at: dict[str, Any] | None = None
+    in_memory = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the pass that yielded last stands: how many batches, and the random numbers that its order is from."""
-        return self._position or {}
+    def __init__(self, examples: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
+        self.examples = examples
+        self.labels = labels
+        self.rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Makes the next pass go on at a place that ``state_dict`` told of."""
-        self._resume_at = state_dict or None
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def __iter__(self) -> Any:
-        resume_at, self._resume_at = self._resume_at, None
-        now = torch.get_rng_state()
-        if resume_at is None:
-            return self._counted(self._batches(), now, None)
-        torch.set_rng_state(resume_at["rng_state"])
-        batches = self._batches()
-        torch.set_rng_state(now)
-        return self._counted(batches, resume_at["rng_state"], resume_at)
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        examples, labels = self.__getitems__([index])
+        return examples[0], labels[0]
 
-    def _batches(self) -> Iterator[Any]:
-        if self.num_workers or self.collate_fn is not _as_is:
-            return super().__iter__()
-        # what torch's iterator does, but for its marks for a profiler, which take as long as fetching a batch of digits
-        torch.empty((), dtype=torch.int64).random_()  # its seed for workers: the order is the same with them
-        dataset: Any = self.dataset
-        return map(dataset.__getitems__, self.batch_sampler)  # type: ignore[arg-type]
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.rows_of(indices)
+        # index_select copies row by row, ten times faster than indexing does for rows of bytes
+        return self.examples.index_select(0, rows), self.labels.index_select(0, rows)
 
-    def _counted(self, batches: Iterator[Any], rng_state: Tensor, resume_at: dict[str, Any] | None) -> Iterator[Any]:
-        # the order is drawn with the first batch, not before
-        now = order_state = torch.get_rng_state()
-        count = 0
-        if resume_at is not None:
-            order_state, count = resume_at["order_rng_state"], resume_at["batches"]
-            torch.set_rng_state(order_state)
-            for _ in range(count):
-                next(batches, None)
-            torch.set_rng_state(now)
-        for batch in batches:
-            count += 1
-            self._position = {"batches": count, "rng_state": rng_state, "order_rng_state": order_state}
-            yield batch
+    def rows_of(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Where the examples of these numbers stand in ``examples``."""
+        return self.rows.index_select(0, torch.as_tensor(indices, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples lie and batches are put together."""
+        return self.rows.device
+
+    @property
+    def bytes(self) -> int:
+        """Size of the examples of this data set."""
+        return len(self) * self.examples[:1].nbytes
+
+    def to(self, device: torch.device) -> Self:
+        """The same data set on a device: a copy of its own rows only."""
+        moved = copy.copy(self)
+        moved.examples, moved.labels = self.examples[self.rows].to(device), self.labels[self.rows].to(device)
+        moved.rows = torch.arange(len(self), device=device)
+        return moved
 
 
 class BatchDataModule(LightningDataModule):
     """Base of all data modules: subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
 
-    The sets have ``__len__`` and ``__getitems__(indices)``, which returns a whole batch. Samplers are torch's own, so
-    ``seed_everything`` fixes the order and Lightning shards the sets among processes as it does with any DataLoader.
-    Training resumed in the middle of an epoch goes on with the next batch (``ResumableLoader``).
+    The sets have ``__len__`` and ``__getitems__(indices)``, which returns a whole batch. The order of the training set
+    is a function of (seed, epoch), the seed being that of torch's generator when the loader is made, so
+    ``seed_everything`` fixes it; a resumed run goes on in the order that it began with, with the next batch. With
+    several processes each sees its own share, whatever ``use_distributed_sampler`` says.
 
     Args:
         batch_size: Examples per batch.
         num_workers: Worker processes of the DataLoader. In-memory sets need none: 0 is fastest.
+        on_device: Whether the sets lie on the trainer's device for the whole run: then batches are drawn there, and
+            no copy is left on the host. The order is the same either way. None: on a CUDA GPU, if a set in memory
+            fills at most a third of what is free there.
 
     Raises:
-        ValueError: If ``batch_size`` is not positive or ``num_workers`` is negative.
+        ValueError: If ``batch_size`` is not positive, ``num_workers`` is negative, or ``on_device`` is asked for along
+            with worker processes, which cannot reach a device, or with sets that stay on disk.
     """
 
     train_set: Dataset[Any]
     val_set: Dataset[Any]
     test_set: Dataset[Any]
 
-    def __init__(self, batch_size: int, num_workers: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, on_device: bool | None = None) -> None:
         super().__init__()
         self._remember_arguments()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
+        if on_device and num_workers:
+            raise ValueError(f"on_device needs num_workers 0, got {num_workers}: workers do not reach the device")
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.on_device = on_device
+        self._train_loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._order_seed: int | None = None
 
     def _remember_arguments(self) -> None:
         """Keeps the subclass's arguments for the checkpoint, as plain data that loads with ``weights_only=True``."""
@@ -146,40 +157,74 @@ class BatchDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
+        train_set = self._placed("train_set")
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._loader(train_set)
+        seed = torch.initial_seed() if self._order_seed is None else self._order_seed
+        if self.trainer is not None:
+            seed = self.trainer.strategy.broadcast(seed)
+        order = EpochOrder(train_set, seed)
         # A last batch of another size would change the scale of the penalty and, with one example, break batch norm.
-        drop_last = len(self.train_set) >= self.batch_size  # type: ignore[arg-type]
-        return self._loader(self.train_set, ResumableLoader, shuffle=True, drop_last=drop_last)
+        batches = EpochBatches(order, self.batch_size, drop_last=len(order) >= self.batch_size)
+        loader = ResumableLoader(train_set, batch_sampler=batches, **self._options(train_set))
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+            self._resumed = None
+        self._train_loader = loader
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val_set)
+        return self._loader(self._placed("val_set"))
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
+        return self._loader(self._placed("test_set"))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
 
-    def _loader(
-        self,
-        dataset: Dataset[Any],
-        loader: type[DataLoader[Any]] = DataLoader,
-        shuffle: bool = False,
-        drop_last: bool = False,
-    ) -> DataLoader[Any]:
-        return loader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=_as_is,
-        )
+    def _loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=self.batch_size, **self._options(dataset))
+
+    def _options(self, dataset: Dataset[Any]) -> dict[str, Any]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": _as_is,
+            # what lies on the device needs no pinning; what is pinned is copied while the device works
+            "pin_memory": on_cuda and getattr(dataset, "device", torch.device("cpu")).type == "cpu",
+            # torch draws a seed for workers in each pass: not from the generator that the model draws from
+            "generator": torch.Generator().manual_seed(0),
+        }
+
+    def _placed(self, name: str) -> Dataset[Any]:
+        """One of the three data sets, moved to the trainer's device before if it is to lie there."""
+        dataset = getattr(self, name)
+        if self.on_device is not False and not self.num_workers and self.trainer and isinstance(dataset, TensorRows):
+            device = self.trainer.strategy.root_device
+            fits = (
+                device.type == "cuda" and dataset.in_memory and 3 * dataset.bytes <= torch.cuda.mem_get_info(device)[0]
+            )
+            if (self.on_device or fits) and dataset.device != device:
+                dataset = dataset.to(device)
+                setattr(self, name, dataset)
+        return dataset  # type: ignore[no-any-return]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says about the data; subclasses add how they are prepared.
+
+        The place of the training loader is among it although Lightning saves that, too: Lightning gives it back too
+        late to a loader that was made for a schedule which asks how long the run is, and not at the end of an epoch.
+        """
+        return {} if self._train_loader is None else {"order": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warns when a checkpoint was trained on differently prepared data; nothing else is restored."""
+        """Lets training go on where it was, and warns when it was on differently prepared data."""
         here = self.state_dict()
-        for name in sorted(state_dict.keys() | here.keys()):
+        order = state_dict.get("order")
+        if order and self.trainer is not None and self.trainer.state.fn == "fit":
+            self._resumed, self._order_seed = order, order["seed"]
+        for name in sorted((state_dict.keys() | here.keys()) - {"order"}):
             if state_dict.get(name) != here.get(name):
                 rank_zero_warn(
                     f"The checkpoint was trained on data with {name} = {state_dict.get(name)!r}; "
@@ -201,7 +246,7 @@ def training_and_validation_rows(count: int, val_fraction: float, seed: int) -> 
     Raises:
         ValueError: If ``val_fraction`` leaves one of the two empty.
     """
-    validation = round(count * val_fraction)
+    validation = round(count * val_fraction) if 0 < val_fraction < 1 else 0
     if not 0 < validation < count:
         raise ValueError(f"val_fraction must leave both parts some of the {count} examples, got {val_fraction}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

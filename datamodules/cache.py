@@ -250,7 +250,12 @@ def _read_all(sources: Sources) -> Iterator[np.ndarray | ValueError]:
     # a daemon, such as a worker of multiprocessing.Pool, may not have children
     workers = 0 if current_process().daemon else min(processors, len(sources) // 256)
     loader = DataLoader(
-        sources, batch_size=32, collate_fn=list, num_workers=workers, worker_init_fn=partial(_end_with, os.getpid())
+        sources,
+        batch_size=32,
+        collate_fn=list,
+        num_workers=workers,
+        worker_init_fn=partial(_end_with, os.getpid()),
+        generator=torch.Generator(),  # torch draws from it: a run must not depend on whether it had a cache to build
     )
     with tqdm(total=len(sources), unit="file", unit_scale=True, desc="Caching", mininterval=0.5) as progress:
         for arrays in loader:

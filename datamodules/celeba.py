@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import h5py
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from datamodules.base import training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.images import Batch, ImageDataModule, Images
+from datamodules.lists import read_picture_list
 from wae_lightning.lightning import rank_zero_info
 
 __all__ = ["CelebADataModule"]
@@ -31,16 +32,18 @@ _PAPER_TEST_SIZE = 20_000
 class CelebADataModule(ImageDataModule):
     """CelebA (Z. Liu et al., "Deep Learning Face Attributes in the Wild", 2015), or a set in the same layout.
 
-    Batches are ``(images, labels)``: float32 (B, 3, S, S) in [0, 1] and int64 attributes in {0, 1}, (B, 40) or as
-    ``attributes`` says. The first use decodes all JPEGs, in parallel, into one HDF5 file of uint8 (N, 3, S, S); later
-    starts check that the pictures are still the same files and map it. Delete a cache whenever you like.
+    Batches are ``(images, labels)``: float32 (B, C, S, S) in [0, 1] and int64 attributes in {0, 1}, (B, 40) or as
+    ``attributes`` says. The first use decodes all pictures, in parallel, into one HDF5 file of uint8 (N, C, S, S);
+    later starts check that the pictures are still the same files and map it. Delete a cache whenever you like.
 
     Args:
         root: Folder in torchvision's layout: ``root/celeba/img_align_celeba/000001.jpg`` ..., ``list_attr_celeba.txt``
-            and ``list_eval_partition.txt`` in ``root/celeba``.
+            and ``list_eval_partition.txt`` in ``root/celeba``. All of it may also lie in ``root`` itself, the lists may
+            be CSV, the folders nested (``img_align_celeba/img_align_celeba``; ``Anno``, ``Eval`` and ``Img`` of the
+            authors' drive), and the pictures PNG though the lists say JPEG.
         batch_size: Images per batch.
         num_workers: Worker processes of the DataLoader; 0 is fastest because a batch is one index operation.
-        cache_dir: Folder of the cache; None puts it into ``root/celeba``.
+        cache_dir: Folder of the cache; None puts it beside the pictures' folder.
         crop: Side of the square cut out of the middle, in pixels; ``closecrop`` is 140, the WAE paper's (the box
             19, 39, 159, 179 of 178 x 218); ``none`` takes the whole picture, which makes faces 18 % flatter.
         image_size: Side S of the images, in pixels; the crop is resized with Pillow's Lanczos filter.
@@ -55,6 +58,7 @@ class CelebADataModule(ImageDataModule):
         on_error: ``raise`` stops at the first missing or damaged picture; ``skip`` leaves such pictures out and
             reports how many and which.
         on_device: Whether all images lie on the trainer's device, as in :class:`~datamodules.images.ImageDataModule`.
+        channels: C: 3 for colour, 1 for grey (ITU-R 601's luma).
 
     Raises:
         ValueError: If an argument is out of its range, or a list or a picture is damaged.
@@ -76,16 +80,19 @@ class CelebADataModule(ImageDataModule):
         memory_budget: float = 4.0,
         on_error: Literal["raise", "skip"] = "raise",
         on_device: bool | None = None,
+        channels: Literal[1, 3] = 3,
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
         if split not in ("official", "paper"):
             raise ValueError(f"split must be 'official' or 'paper', got {split!r}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-        self.folder = Path(root) / "celeba"
-        self.cache_dir = self.folder if cache_dir is None else Path(cache_dir)
+        self.root = Path(root)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.crop = _side_of_crop(crop)
         self.image_size = image_size
         self.split = split
@@ -93,17 +100,19 @@ class CelebADataModule(ImageDataModule):
         self.flip = flip
         self.memory_budget = memory_budget
         self.on_error = on_error
+        self.channels = channels
         self.attribute_names: list[str] = []
         """Names of the labels' columns, after ``setup``."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (channels, height, width)."""
-        return 3, self.image_size, self.image_size
+        return self.channels, self.image_size, self.image_size
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says about the data; scores of different crops do not compare."""
-        return {"crop": self.crop, "image_size": self.image_size, "split": self.split}
+        prepared = {"crop": self.crop, "image_size": self.image_size, "split": self.split, "channels": self.channels}
+        return super().state_dict() | prepared
 
     def prepare_data(self) -> None:
         _ = self._cache  # opening builds it
@@ -135,56 +144,70 @@ class CelebADataModule(ImageDataModule):
         return super().on_after_batch_transfer((images, labels), dataloader_idx)
 
     @functools.cached_property
+    def folder(self) -> Path:
+        """Where the lists and the pictures' folder are."""
+        places = [self.root / "celeba", self.root / "CelebA", self.root]
+        return next((folder for folder in places if _pictures_folder(folder).is_dir()), places[0])
+
+    @functools.cached_property
     def _cache(self) -> Cache:
-        pictures = self.folder / "img_align_celeba"
+        pictures = _pictures_folder(self.folder)
         if not pictures.is_dir():
             raise FileNotFoundError(
                 f"{pictures}: no such folder. Expected there the pictures 000001.jpg ..., and beside the folder "
-                "list_attr_celeba.txt and list_eval_partition.txt. To get CelebA, run "
+                "list_attr_celeba.txt and list_eval_partition.txt (or .csv). To get CelebA, run "
                 f"torchvision.datasets.CelebA({str(self.folder.parent)!r}, download=True) (needs gdown), or fetch "
                 "'img_align_celeba.zip' and these lists from the page of the set's authors (search for 'CelebA "
                 "Dataset, MMLAB') and unpack it there."
             )
-        lists = [self.folder / "list_attr_celeba.txt", self.folder / "list_eval_partition.txt"]
+        lists = [_list_file(self.folder, name) for name in ("list_attr_celeba", "list_eval_partition")]
         for path in lists if self.split == "official" else lists[:1]:
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such file. Expected CelebA's list of that name beside {pictures}")
+                raise FileNotFoundError(
+                    f"{path}: no such file, and no {path.stem}.csv. Expected CelebA's list of that name beside "
+                    f"{pictures}"
+                )
         with os.scandir(pictures) as entries:
             # lazily: to keep 200,000 results of stat takes longer than to get them
             files = ((entry.name, entry.stat()) for entry in entries)
             key = cache_key("celeba 2", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
-        path = self.cache_dir / f"celeba_{self.crop or 'whole'}_{self.image_size}_{key}.h5"
+        grey = "_grey" if self.channels == 1 else ""
+        path = (self.cache_dir or self.folder) / f"celeba_{self.crop or 'whole'}_{self.image_size}{grey}_{key}.h5"
         return open_or_build(path, self.image_shape, "uint8", lambda: self._sources(lists, pictures), self.on_error)
 
     def _sources(self, lists: list[Path], pictures: Path) -> tuple[Sources, dict[str, np.ndarray]]:
         """Reads the lists; called only to build the cache, which keeps what they say."""
-        names, columns, attributes = _read_list(lists[0], header=True)
-        if len(bad := attributes[np.abs(attributes) != 1]):
-            raise ValueError(f"{lists[0]}: attributes must be -1 or 1, found {bad[0]}")
+        names, columns, attributes = read_picture_list(lists[0])
+        low = 0 if (attributes >= 0).all() else -1
+        if len(bad := attributes[(attributes != low) & (attributes != 1)]):
+            raise ValueError(f"{lists[0]}: attributes must be -1 or 1, found {bad[0]} (or 0 or 1 throughout)")
         tables = {"attributes": attributes > 0, "attribute_names": np.array(columns, dtype=h5py.string_dtype())}
         if lists[1].is_file():
-            partition_names, _, partition = _read_list(lists[1], header=False)
+            partition_names, _, partition = read_picture_list(lists[1], ["part"])
             if partition_names != names:
-                raise ValueError(
-                    f"{lists[1]}: expected a line for each of the {len(names)} pictures of {lists[0].name}, in its "
-                    f"order; found {_first_difference(names, partition_names)}"
-                )
+                places = {name: row for row, name in enumerate(partition_names)}
+                if len(partition_names) != len(names) or places.keys() != set(names):
+                    raise ValueError(
+                        f"{lists[1]}: expected a line for each of the {len(names)} pictures of {lists[0].name}; "
+                        f"found {_first_difference(names, partition_names)}"
+                    )
+                partition = partition[[places[name] for name in names]]
             if len(bad := partition[(partition < 0) | (partition > 2)]):
                 raise ValueError(f"{lists[1]}: expected 0 (training), 1 (validation) or 2 (test), found {bad[0]}")
             tables["partition"] = partition[:, 0]
-        published = [(self.folder / name, md5) for name, md5 in _MD5.items() if (self.folder / name).is_file()]
-        tables["foreign"] = np.array(
-            [path.name for path, md5 in published if md5_of(path) != md5], dtype=h5py.string_dtype()
-        )
+        published = {*lists, *(self.folder / name for name in _MD5)}
+        foreign = [path.name for path in sorted(published) if path.is_file() and md5_of(path) != _MD5.get(path.name)]
+        tables["foreign"] = np.array(foreign, dtype=h5py.string_dtype())
+        there = _as_stored(names, pictures)
         if self.on_error == "raise":
-            there = set(os.listdir(pictures))
-            missing = [name for name in names if name not in there]
+            missing = [name for name in names if there[name] is None]
             if missing:
                 raise FileNotFoundError(
                     f"{pictures / missing[0]}: no such picture, though {lists[0].name} names it ({len(missing)} of "
                     f"{len(names)} are missing; on_error='skip' leaves them out)"
                 )
-        return _Pictures([pictures / name for name in names], self.crop, self.image_size), tables
+        files = [pictures / (there[name] or name) for name in names]
+        return _Pictures(files, self.crop, self.image_size, self.channels), tables
 
     def _rows_of_parts(self, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
         if self.split == "official":
@@ -192,7 +215,7 @@ class CelebADataModule(ImageDataModule):
             train, val, test = ((partition == part).nonzero()[:, 0] for part in range(3))
             for rows, part in (train, "0 (training)"), (val, "1 (validation)"), (test, "2 (test)"):
                 if not len(rows):
-                    raise ValueError(f"{self.folder / 'list_eval_partition.txt'}: no picture is in part {part}")
+                    raise ValueError(f"{_list_file(self.folder, 'list_eval_partition')}: no picture is in part {part}")
             return train, val, test
         order = _shuffled_as_in_the_paper(cache.shape[0])
         test_size = _PAPER_TEST_SIZE if len(order) >= 2 * _PAPER_TEST_SIZE else max(1, len(order) // 10)
@@ -221,17 +244,17 @@ class ImagesOnDisk(Images):
         super().__init__(torch.empty(0, *cache.shape[1:], dtype=torch.uint8), labels, rows)
         self.cache = cache
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        rows = self.rows[torch.as_tensor(indices)]
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
+        rows = self.rows_of(indices)
         return self.cache.read(rows), self.labels[rows].long()
 
-    def to(self, device: torch.device) -> Images:
+    def to(self, device: torch.device) -> NoReturn:
         raise ValueError("on_device needs the images in memory, but they are read from disk: raise memory_budget")
 
 
 class _Pictures(Sources):
-    def __init__(self, files: list[Path], crop: int | None, size: int) -> None:
-        super().__init__(files, (3, size, size), "uint8")
+    def __init__(self, files: list[Path], crop: int | None, size: int, channels: int = 3) -> None:
+        super().__init__(files, (channels, size, size), "uint8")
         self.crop = crop
         self.size = size
 
@@ -239,7 +262,7 @@ class _Pictures(Sources):
         path = self.files[index]
         try:
             with Image.open(path) as file:
-                picture = file.convert("RGB")
+                picture = file.convert("RGB" if self.shape[0] == 3 else "L")
         except FileNotFoundError:
             raise ValueError(f"{path}: no such picture, though a list names it") from None
         except Exception as error:  # Pillow's decoders have no common exception for damaged files
@@ -250,7 +273,8 @@ class _Pictures(Sources):
                 raise ValueError(f"{path}: {width} x {height} pixels are too few for a crop of {self.crop}")
             left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
             picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        return np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+        array = np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS))
+        return array.reshape(self.size, self.size, -1).transpose(2, 0, 1)
 
 
 def _side_of_crop(crop: str | int) -> int | None:
@@ -261,42 +285,34 @@ def _side_of_crop(crop: str | int) -> int | None:
     return int(side) or None
 
 
-def _read_list(path: Path, header: bool) -> tuple[list[str], list[str], np.ndarray]:
-    """Reads one of CelebA's lists.
+def _pictures_folder(folder: Path) -> Path:
+    """The folder of the pictures, however deep unpacking left it."""
+    places = [folder / "img_align_celeba", folder / "Img" / "img_align_celeba"]
+    places += [place.with_name("img_align_celeba_png") for place in places]
+    found = next((place for place in places if place.is_dir()), places[0])
+    while (found / found.name).is_dir():
+        found /= found.name
+    return found
 
-    Args:
-        path: Lines of a file name and integers, separated by blanks.
-        header: Whether the number of pictures and the names of the columns stand above them.
 
-    Returns:
-        File names, names of the columns, integers of shape (N, columns) as int8.
-    """
-    lines = path.read_text(errors="replace").splitlines()
-    columns = ["part"]
-    if header:
-        if len(lines) < 2 or not lines[0].strip().isdecimal():
-            raise ValueError(f"{path}: expected the number of pictures in line 1 and the attributes' names in line 2")
-        promised, columns = int(lines[0]), lines[1].split()
-        lines = lines[2:]
-        if len(lines) != promised:
-            raise ValueError(f"{path}: line 1 promises {promised} pictures, found {len(lines)} lines of them")
-    if not lines:
-        raise ValueError(f"{path}: the list is empty; expected a line for each picture")
-    names = []
-    values = np.empty((len(lines), len(columns)), dtype=np.int8)
-    for row, line in enumerate(lines):
-        name, *numbers = line.split() or [""]
-        try:
-            if len(numbers) != len(columns):
-                raise ValueError
-            values[row] = [int(number) for number in numbers]
-        except (ValueError, OverflowError):
-            raise ValueError(
-                f"{path}, line {row + 1 + 2 * header}: expected a file name and {len(columns)} small integers, "
-                f"found {line[:80]!r}"
-            ) from None
-        names.append(name)
-    return names, columns, values
+def _list_file(folder: Path, name: str) -> Path:
+    """The list of a name: the authors' text or CSV, also below ``Anno`` or ``Eval`` or in a folder of its own name."""
+    for place in (folder, folder / "Anno", folder / "Eval"):
+        for ending in (".txt", ".csv"):
+            path = place / f"{name}{ending}"
+            if (path := path / path.name if path.is_dir() else path).is_file():
+                return path
+    return folder / f"{name}.txt"
+
+
+def _as_stored(names: list[str], pictures: Path) -> dict[str, str | None]:
+    """For each picture that a list names the file in the folder, perhaps of another format; None if there is none."""
+    there = {name for name in os.listdir(pictures) if not name.startswith(".")}
+    if there.issuperset(names):
+        return {name: name for name in names}
+    formats = {".jpg", ".jpeg", ".png"}
+    stems = {os.path.splitext(name)[0]: name for name in there if os.path.splitext(name)[1].lower() in formats}
+    return {name: name if name in there else stems.get(os.path.splitext(name)[0]) for name in names}
 
 
 def _first_difference(expected: list[str], found: list[str]) -> str:

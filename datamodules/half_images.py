@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,12 @@ from torch.utils.data import Dataset
 
 from datamodules.images import ImageDataModule, draw_grid
 from datamodules.mnist import MNISTDataModule
+from wae_lightning.image_parts import ImageParts, Observed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["HalfImageDataModule"]
-
-Observed = Literal["top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants"]
-Box = tuple[slice, slice] | None  # rows and columns of a part; None if it is no rectangle
-_OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 
 
 class HalfImageDataModule(ImageDataModule):
@@ -74,13 +71,11 @@ class HalfImageDataModule(ImageDataModule):
             raise ValueError(f"{' and '.join(given)}: give this to {type(images).__name__}, which images is, instead")
         if not isinstance(images, ImageDataModule) or isinstance(images, HalfImageDataModule):
             raise ValueError(f"images must be a data module of whole images, got a {type(images).__name__}")
-        if observed not in _OBSERVED:
-            raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
         super().__init__(images.batch_size, images.num_workers)
         self.images = images
         self.observed = observed
         self.fraction = fraction
-        self._observed_box, self._target_box = _boxes(observed, fraction, *images.image_shape[1:])
+        self.parts = ImageParts(images.image_shape, observed, fraction)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,21 +85,21 @@ class HalfImageDataModule(ImageDataModule):
     @property
     def observed_shape(self) -> tuple[int, int, int]:
         """Shape of one observed part: (channels, height, width)."""
-        return self._shape(self._observed_box)
+        return self.parts.observed_shape
 
     @property
     def target_shape(self) -> tuple[int, int, int]:
         """Shape of one target: (channels, height, width)."""
-        return self._shape(self._target_box)
+        return self.parts.target_shape
 
     @property
     def mask(self) -> Tensor:
         """Boolean (1, height, width): True where an image is observed, False where it is the target."""
-        return self.join(torch.ones(self.observed_shape), torch.zeros(self.target_shape))[:1].bool()
+        return self.parts.mask
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts images (..., C, H, W) into (observed, target)."""
-        return _split(images, self._observed_box, self._target_box)
+        return self.parts.split(images)
 
     def join(self, observed: Tensor, target: Tensor) -> Tensor:
         """Puts the two parts together again.
@@ -117,20 +112,12 @@ class HalfImageDataModule(ImageDataModule):
         Returns:
             Whole images (..., C, H, W).
         """
-        leading = torch.broadcast_shapes(observed.shape[:-3], target.shape[:-3])  # type: ignore[no-untyped-call]
-        whole = observed.new_zeros(*leading, *self.image_shape)
-        # an L-shaped part fills the image first and the rectangle overwrites what is not its own
-        parts = [(observed, self._observed_box), (target, self._target_box)]
-        for part, box in sorted(parts, key=lambda item: item[1] is not None):
-            if box is None:
-                whole[:] = part
-            else:
-                whole[(..., *box)] = part
-        return whole
+        return self.parts.join(observed, target)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says about the data."""
-        return {"observed": self.observed, "fraction": self.fraction, **self.images.state_dict()}
+        halves = {"observed": self.observed, "fraction": self.fraction}
+        return self.images.state_dict() | super().state_dict() | halves
 
     def prepare_data(self) -> None:
         self.images.prepare_data()
@@ -142,11 +129,12 @@ class HalfImageDataModule(ImageDataModule):
             self._halve(name)
 
     def _halve(self, name: str) -> None:
-        setattr(self, name, _HalfImages(getattr(self.images, name), self._observed_box, self._target_box))
+        setattr(self, name, _HalfImages(getattr(self.images, name), self.parts))
 
-    def _place(self, name: str) -> None:
-        self.images._place(name)
+    def _placed(self, name: str) -> Dataset[Any]:
+        self.images._placed(name)
         self._halve(name)
+        return super()._placed(name)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         observed, target, label = batch
@@ -173,62 +161,22 @@ class HalfImageDataModule(ImageDataModule):
             draw_grid(axes, images, title)
         return figure
 
-    def _shape(self, box: Box) -> tuple[int, int, int]:
-        channels, height, width = self.image_shape
-        if box is None:
-            return channels, height, width
-        return channels, box[0].stop - box[0].start, box[1].stop - box[1].start
-
 
 class _HalfImages(Dataset[Any]):
-    def __init__(self, images: Dataset[Any], observed_box: Box, target_box: Box) -> None:
+    def __init__(self, images: Dataset[Any], parts: ImageParts) -> None:
         self.images = images
-        self.boxes = observed_box, target_box
+        self.parts = parts
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def device(self) -> torch.device:
+        return getattr(self.images, "device", torch.device("cpu"))
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         images, labels = self.images.__getitems__(indices)  # type: ignore[attr-defined]
-        return (*_split(images, *self.boxes), labels)
+        return (*self.parts.split(images), labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return tuple(part[0] for part in self.__getitems__([index]))
-
-
-def _split(images: Tensor, observed_box: Box, target_box: Box) -> tuple[Tensor, Tensor]:
-    return _part(images, observed_box, target_box), _part(images, target_box, observed_box)
-
-
-def _part(images: Tensor, box: Box, other: Box) -> Tensor:
-    if box is not None:
-        return images[(..., *box)].contiguous()
-    assert other is not None  # one of the two is always a rectangle
-    part = images.clone()
-    part[(..., *other)] = 0
-    return part
-
-
-def _boxes(observed: Observed, fraction: float, height: int, width: int) -> tuple[Box, Box]:
-    """Where the observed part and the target lie."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
-    high, wide = round(height * fraction), round(width * fraction)
-    if not (0 < high < height and 0 < wide < width):
-        raise ValueError(
-            f"fraction must leave both parts of a {height} x {width} image at least one pixel wide, got {fraction}"
-        )
-    top, bottom = slice(0, high), slice(height - high, height)
-    left, right = slice(0, wide), slice(width - wide, width)
-    rows, columns = slice(0, height), slice(0, width)
-    if observed == "top":
-        return (top, columns), (slice(high, height), columns)
-    if observed == "bottom":
-        return (bottom, columns), (slice(0, height - high), columns)
-    if observed in ("left", "2_quadrants"):
-        return (rows, left), (rows, slice(wide, width))
-    if observed == "right":
-        return (rows, right), (rows, slice(0, width - wide))
-    if observed == "1_quadrant":
-        return (bottom, left), None
-    return None, (bottom, slice(wide, width))

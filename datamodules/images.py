@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.utils import make_grid
 
-from datamodules.base import BatchDataModule
+from datamodules.base import BatchDataModule, TensorRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,43 +20,26 @@ __all__ = ["ImageDataModule", "Images"]
 Batch = tuple[Tensor, Tensor]
 
 
-class Images(Dataset[Batch]):
-    """Images and labels in memory; a whole batch is one index operation.
+class Images(TensorRows):
+    """Images and labels in memory.
 
     Args:
         images: uint8 of shape (N, C, H, W).
         labels: Integers of shape (N, ...), of any width: batches have them as int64.
-        rows: Which rows of the two this data set consists of; None means all of them. Nothing is copied, so the
-            training and the validation part of one set share its memory.
+        rows: Which rows of the two this data set consists of, as in :class:`~datamodules.base.TensorRows`.
     """
 
-    in_memory = True
-
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None) -> None:
-        self.images = images
-        self.labels = labels
-        self.rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        # index_select copies row by row, ten times faster than indexing does for rows of bytes
-        rows = self.rows.index_select(0, torch.as_tensor(indices, device=self.rows.device))
-        return self.images.index_select(0, rows), self.labels.index_select(0, rows).long()
+        super().__init__(images, labels, rows)
 
     @property
-    def bytes(self) -> int:
-        """Size of the images of this data set."""
-        return len(self) * self.images[:1].nbytes
+    def images(self) -> Tensor:
+        """All images, also those of other rows."""
+        return self.examples
 
-    def to(self, device: torch.device) -> Images:
-        """The same data set on a device: a copy of its own rows only."""
-        return Images(self.images[self.rows].to(device), self.labels[self.rows].to(device))
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
+        images, labels = super().__getitems__(indices)
+        return images, labels.long()
 
 
 class ImageDataModule(BatchDataModule):
@@ -66,50 +48,13 @@ class ImageDataModule(BatchDataModule):
     Batches are ``(images, labels)``. On the host the images are uint8; ``on_after_batch_transfer`` makes them float32
     in [0, 1] on the device, so that a quarter of the bytes crosses the bus and the host does no arithmetic.
 
-    Args:
-        batch_size: Images per batch.
-        num_workers: Worker processes of the DataLoader.
-        on_device: Whether the images lie on the trainer's device for the whole run: then batches are drawn there, and
-            no copy is left on the host. The order of the images is the same either way. None: on a CUDA GPU, if a set
-            in memory fills at most a third of what is free there.
-
-    Raises:
-        ValueError: If an argument is out of its range, or ``on_device`` is asked for along with worker processes, which
-            cannot reach a device, or with images that stay on disk.
+    Arguments are those of :class:`~datamodules.base.BatchDataModule`.
     """
-
-    def __init__(self, batch_size: int, num_workers: int, on_device: bool | None = None) -> None:
-        super().__init__(batch_size, num_workers)
-        if on_device and num_workers:
-            raise ValueError(f"on_device needs num_workers 0, got {num_workers}: workers do not reach the device")
-        self.on_device = on_device
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (channels, height, width)."""
         raise NotImplementedError(f"{type(self).__name__} does not say its image_shape")
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        self._place("train_set")
-        return super().train_dataloader()
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        self._place("val_set")
-        return super().val_dataloader()
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        self._place("test_set")
-        return super().test_dataloader()
-
-    def _place(self, name: str) -> None:
-        """Moves one of the three data sets to the trainer's device, if it is to lie there."""
-        dataset = getattr(self, name)
-        if self.on_device is False or self.num_workers or self.trainer is None or not isinstance(dataset, Images):
-            return
-        device = self.trainer.strategy.root_device
-        fits = device.type == "cuda" and dataset.in_memory and 3 * dataset.bytes <= torch.cuda.mem_get_info(device)[0]
-        if (self.on_device or fits) and dataset.rows.device != device:
-            setattr(self, name, dataset.to(device))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, *rest = batch

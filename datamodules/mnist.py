@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 
 import h5py
@@ -13,55 +10,19 @@ import torchvision
 from torch import Tensor
 
 from datamodules.base import training_and_validation_rows
+from datamodules.idx import find_idx_files, read_idx
 from datamodules.images import ImageDataModule, Images
 from wae_lightning.lightning import rank_zero_info
 
-__all__ = ["BUNDLED_DIGITS", "MNISTDataModule", "read_idx"]
+__all__ = ["BUNDLED_DIGITS", "MNISTDataModule"]
 
 BUNDLED_DIGITS = Path(__file__).parent / "data" / "digits.h5"
-"""10,000 training and 2,000 test digits of MNIST, made by ``experiments/make_bundled_digits.py``."""
+"""10,000 training and 2,000 test digits of MNIST, made by ``experiments/reproduce/make_bundled_digits.py``."""
 
 _EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 _FOLDERS = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"} | {
     f"emnist-{split}": "EMNIST" for split in _EMNIST_SPLITS
 }
-
-
-def read_idx(path: Path, dimensions: int) -> Tensor:
-    """Reads a file of unsigned bytes in the IDX format, plain or gzipped.
-
-    Layout: two zero bytes, the type code 8, the number of dimensions, each size as a big-endian 32-bit integer, then
-    the data (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", 1998).
-
-    Args:
-        path: The file; ``.gz`` is decompressed on the way.
-        dimensions: How many dimensions the array must have: 3 for images, 1 for labels.
-
-    Returns:
-        A uint8 tensor of the shape that the header states.
-
-    Raises:
-        ValueError: If the file is not such an array or its length is not what the header promises.
-    """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a complete gzip file ({error})") from None
-    header = 4 + 4 * dimensions
-    magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
-        raise ValueError(f"{path}: expected the IDX magic number {magic.hex()}, found {content[:4].hex() or 'nothing'}")
-    if len(content) < header:
-        raise ValueError(f"{path}: truncated: {len(content)} bytes are fewer than the {header} of an IDX header")
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
-    if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"{path}: its header promises {' x '.join(map(str, shape))} = {math.prod(shape)} bytes of data, "
-            f"found {len(content) - header}: the file is truncated or damaged"
-        )
-    return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
 
 
 def read_digits(path: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -96,16 +57,18 @@ def read_digits(path: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 class MNISTDataModule(ImageDataModule):
-    """MNIST, Fashion-MNIST, KMNIST or EMNIST from torchvision's folder layout, whole in memory as uint8.
+    """MNIST, Fashion-MNIST, KMNIST or EMNIST from the files of their archives, whole in memory as uint8.
 
     Batches are ``(images, labels)``: float32 (B, 1, 28, 28) in [0, 1] and int64 (B,). The official test set stays the
     test set; validation is taken out of the official training set by ``split_seed``. EMNIST is left as in its files
     (and as torchvision reads it): transposed, with the ``letters`` labelled 1 to 26.
 
     Args:
-        root: Folder that holds torchvision's layout, for example ``root/MNIST/raw/train-images-idx3-ubyte``, plain or
-            gzipped. None: use ``data/`` if the set lies there and otherwise, for MNIST, the bundled sample of 10,000
-            training and 2,000 test digits; one line tells which. A root that is given must hold the set.
+        root: Folder that holds torchvision's layout, for example ``root/MNIST/raw/train-images-idx3-ubyte``, or these
+            files themselves; they may be gzipped, and be named and nested as archives and mirrors do
+            (:func:`datamodules.idx.find_idx_files`). None: use ``data/`` if the set lies there and otherwise, for
+            MNIST, the bundled sample of 10,000 training and 2,000 test digits; one line tells which. A root that is
+            given must hold the set.
         batch_size: Images per batch.
         num_workers: Worker processes of the DataLoader; 0 is fastest because a batch is one index operation.
         variant: ``mnist``, ``fashion``, ``kmnist`` or ``emnist-`` followed by ``balanced``, ``byclass``, ``bymerge``,
@@ -164,51 +127,47 @@ class MNISTDataModule(ImageDataModule):
     def setup(self, stage: str = "fit") -> None:
         if hasattr(self, "test_set"):
             return
-        folder = self._folder()
-        if folder is None:
+        root = self.root or Path("data")
+        files = find_idx_files(root, _FOLDERS[self.variant], (*self._stems("train"), *self._stems("test")))
+        if not files and self.root is None and self.variant == "mnist":
             rank_zero_info(
                 "No MNIST under data/: using the bundled sample of 10,000 training and 2,000 test digits. "
                 "For the full set pass --data.root DIR or --data.download true."
             )
             train, test = (Images(*read_digits(BUNDLED_DIGITS, part)) for part in ("train", "test"))
         else:
-            train, test = self._read(folder, "train"), self._read(folder, "test")
+            if not files:
+                raise FileNotFoundError(
+                    f"{root / _FOLDERS[self.variant] / 'raw'}: no such folder. Expected the IDX files of "
+                    f"{self.variant!r} there, in torchvision's layout, or in {root} itself; "
+                    "download=True (--data.download true) fetches them."
+                )
+            train, test = self._read(files, "train"), self._read(files, "test")
+            folder = next(iter(files.values())).parent
             rank_zero_info(f"Using {len(train):,} training and {len(test):,} test images from {folder}.")
         rows, val_rows = training_and_validation_rows(len(train), self.val_fraction, self.split_seed)
         self.train_set = Images(train.images, train.labels, rows)
         self.val_set = Images(train.images, train.labels, val_rows)
         self.test_set = test
 
-    def _folder(self) -> Path | None:
-        """The folder of the IDX files, or None for the bundled digits."""
-        root = self.root or Path("data")
-        folder = root / _FOLDERS[self.variant] / "raw"
-        if folder.is_dir():
-            return folder
-        if self.root is None and self.variant == "mnist":
-            return None
-        raise FileNotFoundError(
-            f"{folder}: no such folder. Expected the IDX files of {self.variant!r} there, in torchvision's layout; "
-            "download=True (--data.download true) fetches them."
-        )
-
-    def _read(self, folder: Path, part: str) -> Images:
+    def _stems(self, part: str) -> tuple[str, ...]:
+        """What the names of the files of one part begin with; the first is the usual one."""
         if self.variant.startswith("emnist-"):
-            stem = f"{self.variant}-{part}"
-        else:
-            stem = "train" if part == "train" else "t10k"
-        images_file = _plain_or_gzipped(folder / f"{stem}-images-idx3-ubyte")
-        labels_file = _plain_or_gzipped(folder / f"{stem}-labels-idx1-ubyte")
-        images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
+            return (f"{self.variant}-{part}",)
+        return ("train",) if part == "train" else ("t10k", "test")
+
+    def _read(self, files: dict[tuple[str, str], Path], part: str) -> Images:
+        paths = []
+        for kind, dimensions in ("images", 3), ("labels", 1):
+            path = next((files[stem, kind] for stem in self._stems(part) if (stem, kind) in files), None)
+            if path is None:
+                folder = next(iter(files.values())).parent
+                missing = folder / f"{self._stems(part)[0]}-{kind}-idx{dimensions}-ubyte"
+                raise FileNotFoundError(f"{missing}: no such file, and no {missing.name}.gz beside it")
+            paths.append(path)
+        images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
         if images.shape[1:] != (28, 28):
-            raise ValueError(f"{images_file}: expected images of 28 x 28, found {images.shape[1]} x {images.shape[2]}")
+            raise ValueError(f"{paths[0]}: expected images of 28 x 28, found {images.shape[1]} x {images.shape[2]}")
         if len(images) != len(labels):
-            raise ValueError(f"{labels_file}: {len(labels)} labels for the {len(images)} images of {images_file.name}")
+            raise ValueError(f"{paths[1]}: {len(labels)} labels for the {len(images)} images of {paths[0].name}")
         return Images(images.unsqueeze(1), labels.long())
-
-
-def _plain_or_gzipped(path: Path) -> Path:
-    for candidate in (path, path.with_name(path.name + ".gz")):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"{path}: no such file, and no {path.name}.gz beside it")

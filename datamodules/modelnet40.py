@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.base import BatchDataModule, training_and_validation_rows
+from datamodules.base import BatchDataModule, TensorRows, training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.off import read_off, sample_surface
+from datamodules.order import BatchRows
 from datamodules.shapes import SHAPES, make_shapes
 from wae_lightning.lightning import rank_zero_info
 
@@ -73,6 +73,7 @@ class ModelNet40DataModule(BatchDataModule):
         val_fraction: Share of the training set that becomes the validation set.
         split_seed: Seed of that split, and of the synthetic shapes.
         cache_dir: Folder of the cache that the OFF meshes need; None puts it beside them.
+        on_device: Whether all clouds lie on the trainer's device, as in :class:`~datamodules.base.BatchDataModule`.
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
@@ -105,8 +106,9 @@ class ModelNet40DataModule(BatchDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         cache_dir: str | Path | None = None,
+        on_device: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, num_workers, on_device)
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
         for name, value, allowed in (
@@ -117,11 +119,11 @@ class ModelNet40DataModule(BatchDataModule):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, interval in ("scale", scale), ("stretch", stretch):
-            if not 0 < interval[0] <= interval[1]:
+            if not 0 < interval[0] <= interval[1] < math.inf:
                 raise ValueError(f"{name} must be an interval of positive factors, got {tuple(interval)}")
         for name, amount in ("jitter", jitter), ("shift", shift):
-            if amount < 0:
-                raise ValueError(f"{name} must be 0 or more, got {amount}")
+            if not 0 <= amount < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {amount}")
         self.root = None if root is None else Path(root)
         self.num_points = num_points
         self.source = source
@@ -141,7 +143,7 @@ class ModelNet40DataModule(BatchDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says about the data; distances under different normalizations do not compare."""
-        return {
+        return super().state_dict() | {
             "num_points": self.num_points,
             "classes": self.classes,
             "normalization": self.normalization,
@@ -317,43 +319,42 @@ class ModelNet40DataModule(BatchDataModule):
             )
 
 
-class PointClouds(Dataset[Clouds]):
-    """Point clouds in memory; a whole batch is two index operations.
+class PointClouds(TensorRows):
+    """Point clouds in memory.
 
     Args:
         points: float32 (N, P, 3), the points of each cloud in random order.
         labels: int64 (N,).
         num_points: Points per cloud in a batch, at most P.
         rows: Which clouds this data set consists of; None means all. Nothing is copied.
-        fresh: Draw a new random subset of the points for every batch, from torch's global generator; otherwise take
-            the first ``num_points``. One draw serves the whole batch: as the points of a cloud are in random order,
-            the same places in two clouds are independent draws.
+        fresh: Draw a new random subset of the points for every batch; otherwise take the first ``num_points``. One draw
+            serves the whole batch: as the points of a cloud are in random order, the same places in two clouds are
+            independent draws. It is a function of the batch's seed, if its indices come with one
+            (:class:`~datamodules.order.BatchRows`), and otherwise from torch's global generator.
     """
 
     def __init__(
         self, points: Tensor, labels: Tensor, num_points: int, rows: Tensor | None = None, fresh: bool = False
     ) -> None:
-        self.points = points
-        self.labels = labels
+        super().__init__(points, labels, rows)
         self.num_points = num_points
-        self.rows = torch.arange(len(labels)) if rows is None else rows
         self.fresh = fresh
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def points(self) -> Tensor:
+        """All points of all clouds, also those of other rows."""
+        return self.examples
 
-    def __getitem__(self, index: int) -> Clouds:
-        points, labels = self.__getitems__([index])
-        return points[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> Clouds:
-        rows = self.rows[torch.as_tensor(indices)]
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Clouds:
+        rows = self.rows_of(indices)
         points, available = self.points, self.points.shape[1]
         if self.num_points == available:
             return points.index_select(0, rows), self.labels[rows]
         if not self.fresh:
             return points[:, : self.num_points].index_select(0, rows), self.labels[rows]
-        places = torch.randperm(available)[: self.num_points]
+        # a worker process has a generator of its own, a device is reached from this process only
+        generator = torch.Generator().manual_seed(indices.seed) if isinstance(indices, BatchRows) else None
+        places = torch.randperm(available, generator=generator, device=self.device)[: self.num_points]
         return points.index_select(0, rows).index_select(1, places), self.labels[rows]
 
 

@@ -1,22 +1,24 @@
 """Pictures of images and codes."""
 
-import io
+import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import small, trainer
 from PIL import Image
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
-from test_base import small, trainer
 
 from datamodules import MNISTDataModule
 from wae_lightning import WAEMMD
-from wae_lightning.callbacks import CodePictures, ImagePictures
+from wae_lightning.callbacks import CodePictures, Dashboard, ImagePictures, SampleQuality
 from wae_lightning.callbacks.codes import most_deviating_directions
-from wae_lightning.callbacks.png import add_png
 from wae_lightning.noise import EncoderNoise
+from wae_lightning.penalties import MMD
 
 
 def test_pictures_have_the_right_images_in_the_right_places():
@@ -59,11 +61,12 @@ def test_both_write_to_tensorboard_after_each_validation(tmp_path):
     trainer(tmp_path, logger=logger, callbacks=callbacks, max_epochs=2, limit_val_batches=2).fit(
         small(), MNISTDataModule()
     )
-    assert len(callbacks[1]._codes) == 2
-    assert sum(map(len, callbacks[1]._labels)) == 150
+    assert {name: len(rows) for name, rows in callbacks[1].kept().items()} == {"codes": 150, "labels": 150}
     events = EventAccumulator(logger.log_dir).Reload()
     assert set(events.Tags()["images"]) == {"samples", "reconstructions", "interpolations", "codes"}
-    assert [image.step for image in events.Images("codes")] == [0, 1]
+    # pictures and scalars of one validation stand at one step
+    assert [image.step for image in events.Images("codes")] == [2, 5]
+    assert [value.step for value in events.Scalars("val/cost")] == [2, 5]
 
 
 class OwnValidation(WAEMMD):
@@ -88,7 +91,7 @@ def test_the_codes_shown_are_those_of_the_validation(tmp_path):
         model.eval()
         with torch.no_grad():
             expected = encode(torch.cat(batches)[:150])
-        torch.testing.assert_close(torch.cat(pictures._codes), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(pictures.kept()["codes"], expected, rtol=1e-4, atol=1e-4)
 
 
 def colored(picture):
@@ -129,23 +132,6 @@ def test_the_scale_is_the_priors_until_codes_lie_outside():
     assert colored(CodePictures().draw(100 * z, prior))[40:460, 50:370].sum() > 100
 
 
-def test_pngs_hold_what_was_given(tmp_path):
-    grey, color = torch.rand(1, 9, 7).expand(3, -1, -1), torch.rand(3, 9, 7)
-    drawing = torch.randint(2, (1, 9, 7)) * torch.tensor([200, 100, 0]).view(3, 1, 1)
-    logger = TensorBoardLogger(tmp_path)
-    for name, picture, colors in (("grey", grey, None), ("color", color, None), ("drawing", drawing.byte(), 4)):
-        add_png(logger.experiment, name, picture, 3, colors)
-        logger.experiment.add_image(f"{name} of TensorBoard", picture, 3)
-    logger.experiment.flush()
-    events = EventAccumulator(logger.log_dir).Reload()
-    for name, mode in (("grey", "L"), ("color", "RGB"), ("drawing", "P")):
-        own, theirs = (events.Images(tag)[0] for tag in (name, f"{name} of TensorBoard"))
-        assert (own.step, own.width, own.height) == (theirs.step, theirs.width, theirs.height) == (3, 7, 9)
-        image, expected = (Image.open(io.BytesIO(found.encoded_image_string)) for found in (own, theirs))
-        assert image.mode == mode
-        assert image.convert("RGB").tobytes() == expected.tobytes()
-
-
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="columns must be at least 2, got 1"):
         ImagePictures(columns=1)
@@ -169,18 +155,72 @@ def test_the_dashboards_pages_are_in_the_event_files(trained):
     layout = layout_pb2.Layout.FromString(layout_event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert [category.title for category in layout.category] == ["objective", "critic", "flow"]
-    shown = {tag for tags in charts.values() for tag in tags}
-    # every curve that a chart promises was logged
-    assert shown <= scalars
+    assert charts["penalty D(Q_Z, P_Z)"] == ["train/penalty", "val/penalty"]
+    assert charts["cost + penalty_weight · penalty"] == ["train/loss", "val/loss"]
+    shown = [tag for tags in charts.values() for tag in tags]
+    assert len(shown) == len(set(shown))
+    # each chart has a curve, and each curve of training or validation has a chart
+    assert all(scalars & set(tags) for tags in charts.values())
+    assert {tag for tag in scalars if tag.startswith(("train/", "val/"))} <= set(shown)
 
     metadata = events.SummaryMetadata("_hparams_/session_start_info")
     start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
     assert start.hparams["model"].string_value == "WAEGAN"
     assert start.hparams["penalty_weight"].number_value == 0.1
+    assert start.hparams["penalty"].string_value == "Adversarial"
+    assert start.hparams["prior"].string_value == "Normal"
     experiment = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     ).experiment
     assert "test/cost" in {info.name.tag for info in experiment.metric_infos}
+
+
+def test_settings_stand_first_also_where_they_were_left_at_the_default(tmp_path):
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    rates = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.02)
+    model = small(lr_scheduler=rates, noise=EncoderNoise())
+    callbacks = [Dashboard(), LearningRateMonitor(), SampleQuality(num_samples=20)]
+    fitting = trainer(tmp_path, logger=logger, callbacks=callbacks, log_every_n_steps=1, limit_test_batches=1)
+    fitting.fit(model, data := MNISTDataModule())
+    fitting.test(model, data, verbose=False)
+    expected = {
+        "model": "WAEMMD",
+        "penalty": "MMD",
+        "penalty_weight": 10.0,
+        "prior": "Normal",
+        "latent_dim": 4,
+        "cost": "SquaredError",
+        "noise": "EncoderNoise",
+        "flow": "none",
+        "lr": 0.02,
+    }
+    settings = callbacks[0].settings(model)
+    assert dict(list(settings.items())[: len(expected)]) == expected
+    events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0}).Reload()
+    metadata = events.SummaryMetadata("_hparams_/session_start_info")
+    start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+    shown = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert expected.items() <= shown.items()
+
+    (layout_event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(layout_event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    (rate,) = charts["learning rate"]
+    (quality,) = charts["Fréchet distance of digits"]
+    assert {rate, quality} <= set(events.Tags()["scalars"])
+
+
+def test_what_a_config_says_of_a_part_stands_among_the_other_settings():
+    model = SimpleNamespace(penalty=MMD(), penalty_weight=2.0)
+    given = {"kernel": {"class_path": "RBF"}}
+    model.hparams_initial = {"penalty": {"class_path": "MMD", "init_args": given}, "penalty_weight": 2.0, "_x": 1}
+    settings = Dashboard().settings(model)
+    assert settings == {
+        "model": "SimpleNamespace",
+        "penalty": "MMD",
+        "penalty_weight": 2.0,
+        "penalty/init_args": given,
+    }
 
 
 def test_the_projector_gets_codes_with_labels_and_pictures(trained):

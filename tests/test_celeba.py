@@ -313,6 +313,7 @@ def test_too_small_picture_is_named(tmp_path: Path) -> None:
         ("list_attr_celeba.txt", "000001.jpg ", "000001.jpg 1 ", "line 3: expected a file name and 3 small"),
         ("list_attr_celeba.txt", "000001.jpg  1", "000001.jpg  x", "line 3: expected .*found '000001.jpg  x"),
         ("list_attr_celeba.txt", "000001.jpg  1", "000001.jpg  0", "attributes must be -1 or 1, found 0"),
+        ("list_attr_celeba.txt", "000001.jpg  1", "000001.jpg,1", "line 3: expected a file name and 3 small"),
         ("list_eval_partition.txt", "000003.jpg 1", "000003.jpg 3", "expected 0 .training., .*found 3"),
         ("list_eval_partition.txt", "000003.jpg 1", "000003.jpg -1", "expected 0 .training., .*found -1"),
         ("list_eval_partition.txt", "000003.jpg 1\n", "", "for each of the 30 .*found '000004.jpg' in line 3"),
@@ -331,6 +332,126 @@ def test_damaged_lists_are_named(root: Path, name: str, old: str, new: str, mess
         ready(root)
     if old != " 1\n":
         assert not temporary_files(root)
+
+
+# --- the forms in which the set is found ---
+
+
+def rewrite_lists(root: Path, form: str) -> None:
+    """Makes the authors' lists what Kaggle, editors and other systems make of them."""
+    for path in sorted((root / "celeba").glob("list_*.txt")):
+        lines = path.read_text().splitlines()
+        head = "image_id,partition"
+        if "attr" in path.name:
+            head, lines = ",".join(["image_id", *lines[1].split()]), lines[2:]
+        csv = "\n".join([head, *(",".join(line.split()) for line in lines)]) + "\n"
+        forms = {
+            "csv": csv,
+            "csv with blank lines": csv + "\n\n",
+            "csv with CRLF and a mark": "\ufeff" + csv.replace("\n", "\r\n"),
+            "csv with quotes": "\n".join(f'"{line}"'.replace(",", '","') for line in csv.splitlines()),
+            "csv with 0 and 1": csv.replace(",-1", ",0"),
+            "csv with blanks": csv.replace(",", ", "),
+        }
+        text = path.read_text()
+        forms |= {
+            "blank lines": text + "\n \n\n",
+            "CRLF": text.replace("\n", "\r\n"),
+            "mark": "\ufeff" + text,
+            "UTF-16": text,
+        }
+        path.unlink()
+        new = path.with_suffix(".csv") if form.startswith("csv") else path
+        new.write_text(forms[form], newline="", encoding="utf-16" if form == "UTF-16" else "utf-8")
+
+
+def same(data: CelebADataModule, expected: CelebADataModule) -> bool:
+    return data.attribute_names == expected.attribute_names and all(
+        torch.equal(one.images[one.rows], other.images[other.rows])
+        and torch.equal(one.labels[one.rows], other.labels[other.rows])
+        for one, other in (
+            (getattr(data, name), getattr(expected, name)) for name in ("train_set", "val_set", "test_set")
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "csv",
+        "csv with blank lines",
+        "csv with CRLF and a mark",
+        "csv with quotes",
+        "csv with 0 and 1",
+        "csv with blanks",
+        "blank lines",
+        "CRLF",
+        "mark",
+        "UTF-16",
+    ],
+)
+def test_forms_of_the_lists(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected, root = ready(draw_celeba(tmp_path / "usual")), draw_celeba(tmp_path / "theirs")
+    rewrite_lists(root, form)
+    caplog.set_level("INFO")
+    assert same(ready(root), expected)
+    # whatever their form, they are not the authors' files
+    ending = ".csv" if form.startswith("csv") else ".txt"
+    assert f"not CelebA's own: list_attr_celeba{ending}, list_eval_partition{ending}." in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["kaggle", "flat", "drive", "png folder"])
+def test_places_of_lists_and_pictures(tmp_path: Path, layout: str) -> None:
+    expected, root = ready(draw_celeba(tmp_path / "usual")), draw_celeba(tmp_path / "theirs")
+    folder = root / "celeba"
+    pictures = folder / "img_align_celeba"
+    if layout == "kaggle":
+        rewrite_lists(root, "csv")
+        pictures.rename(folder / "pictures")
+        pictures.mkdir()
+        (folder / "pictures").rename(pictures / "img_align_celeba")
+        folder.rename(root / "archive")
+        root = root / "archive"
+        (root / "img_align_celeba" / "img_align_celeba" / "._000001.jpg").write_bytes(b"what a Mac leaves")
+    elif layout == "flat":
+        folder.rename(root / "archive")
+        root = root / "archive"
+    elif layout == "png folder":
+        pictures.rename(folder / "img_align_celeba_png")
+    else:
+        for part, names in ("Anno", ["list_attr_celeba.txt"]), ("Eval", ["list_eval_partition.txt"]):
+            (folder / part).mkdir()
+            for name in names:
+                (folder / name).rename(folder / part / name)
+        (folder / "Img").mkdir()
+        pictures.rename(folder / "Img" / "img_align_celeba")
+    assert same(ready(root), expected)
+
+
+@pytest.mark.parametrize("ending", [".png", ".PNG"])
+def test_png_instead_of_jpeg(root: Path, tmp_path: Path, ending: str) -> None:
+    expected = ready(root, cache_dir=tmp_path / "before")
+    for path in (root / "celeba" / "img_align_celeba").glob("*.jpg"):
+        Image.open(path).save(path.with_suffix(ending))
+        path.unlink()
+    assert same(ready(root, cache_dir=tmp_path / "after"), expected)
+
+
+def test_partition_in_another_order(root: Path, tmp_path: Path) -> None:
+    expected = ready(root, cache_dir=tmp_path / "before")
+    path = root / "celeba" / "list_eval_partition.txt"
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    assert same(ready(root, cache_dir=tmp_path / "after"), expected)
+
+
+def test_grey_is_pillows(root: Path) -> None:
+    data = ready(root, channels=1, crop=100, image_size=100)
+    assert data.image_shape == (1, 100, 100)
+    with Image.open(root / "celeba" / "img_align_celeba" / "000001.jpg") as file:
+        expected = np.asarray(file.convert("L"))[59:159, 39:139]
+    assert np.array_equal(data.train_set[0][0][0], expected)
+    # and the colours have a cache of their own
+    assert ready(root, crop=100, image_size=100).train_set.images.shape[1] == 3
 
 
 def test_list_that_is_no_text_is_named(root: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from helpers import codes_and_loss
 from jsonargparse import ArgumentParser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,6 +44,7 @@ from wae_lightning.penalties import (
     mmd,
 )
 from wae_lightning.priors import Normal, Sphere
+from wae_lightning.report import ReportWAE
 
 OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 SHORT = {
@@ -52,17 +54,16 @@ SHORT = {
 }  # fmt: skip
 
 
-def small(observed="top", fraction=0.5, shape=(1, 28, 28), mode="conditional", d=3, **arguments):
+def small(observed="top", fraction=0.5, shape=(1, 28, 28), cls=ConditionalWAE, d=3, **arguments):
     """A model with small perceptrons."""
     parts = ImageParts(shape, observed, fraction)
-    report = mode == "report"
+    report = cls is ReportWAE
     noise = arguments.setdefault("noise", EncoderNoise() if report else FixedNoise(0.5))
     seen = [parts.observed_shape] if report else [parts.observed_shape, parts.target_shape]
-    return ConditionalWAE(
+    return cls(
         ConditionalMLPEncoder(seen, d * noise.features_per_dimension, hidden=(16,)),
         ConditionalMLPDecoder(d, parts.target_shape, None if report else parts.observed_shape, hidden=(16,)),
         latent_dim=d,
-        mode=mode,
         observed=observed,
         fraction=fraction,
         image_shape=shape,
@@ -127,7 +128,7 @@ def test_code_and_observed_part_are_both_used():
 
 def test_the_encoder_sees_both_parts_but_in_report_mode_one():
     x, y = ImageParts((1, 28, 28)).split(images())
-    conditional, report = small().eval(), small(mode="report").eval()
+    conditional, report = small().eval(), small(cls=ReportWAE).eval()
     z = conditional.encode(x, y)
     assert not torch.allclose(z, conditional.encode(x.flip(0), y))
     assert not torch.allclose(z, conditional.encode(x, y.flip(0)))
@@ -135,13 +136,13 @@ def test_the_encoder_sees_both_parts_but_in_report_mode_one():
 
 
 def test_report_mode_is_the_report_s_model():
-    model = small(mode="report").eval()
+    model = small(cls=ReportWAE).eval()
     x, y = model.parts.split(images())
     assert (model.match, type(model.penalty)) == ("marginal", MMD)
     assert torch.equal(model(x), model.decoder(model.encoder(x)))
     completions = model.complete(x, 3)
     assert torch.equal(completions, model(x).unsqueeze(1).expand(-1, 3, -1, -1, -1))
-    codes, _ = model._codes_and_cost((x, y))
+    codes, _ = codes_and_loss(model, (x, y))
     assert codes.shape == (4, 3)
 
 
@@ -242,7 +243,7 @@ def test_every_penalty_on_two_samples_sees_dependence(penalty):
     model = small(penalty=penalty, features=nn.Flatten(), shape=(1, 2, 3))
     independent, dependent = torch.randn(2, 200, 6)
     dependent[:, :3] = dependent[:, 3:]
-    values = [model.penalty(rows, model._prior_like(rows)).item() for rows in (independent, dependent)]
+    values = [model.penalty(rows, model.prior_like(rows)).item() for rows in (independent, dependent)]
     assert values[1] > 1.3 * values[0]
 
 
@@ -252,8 +253,8 @@ def test_the_critic_sees_features_only_if_the_match_is_joint(match):
     critic = Critic(3 + 5 * (match == "joint"), width=8)
     model = small(penalty=Adversarial(critic, log_prior=False), match=match, features=features)
     x, y = model.parts.split(images())
-    rows, _ = model._codes_and_cost((x, y))
-    prior = model._prior_like(rows)
+    rows, _ = codes_and_loss(model, (x, y))
+    prior = model.prior_like(rows)
     assert rows.shape == prior.shape == (4, 8 if match == "joint" else 3)
     if match == "joint":
         assert torch.equal(rows[:, 3:], features(x))
@@ -265,7 +266,8 @@ def test_the_loss_is_cost_plus_weight_times_penalty():
     model.features.fit(model.parts.split(images(100))[0])
     x, y = model.parts.split(images(8))
     logged = {}
-    model._log_step = logged.update
+    model.trainer = pl.Trainer(**SHORT)
+    model.log_dict = lambda values, **_: logged.update(values)
     torch.manual_seed(0)
     loss = model.training_step((x, y, torch.arange(8)), 1)
     torch.manual_seed(0)
@@ -367,7 +369,7 @@ def test_an_encoder_without_density_has_no_posterior(noise):
         {},
         {"penalty": MMD()},
         {"penalty": MMD(), "match": "marginal"},
-        {"mode": "report"},
+        {"cls": ReportWAE},
         {"penalty": MMD(), "code_queue": 60},
         {"penalty": MMD(), "pretrain_steps": 2},
         {"observed": "1_quadrant"},
@@ -385,7 +387,7 @@ def test_training_and_test(tmp_path, arguments):
     measured = {"psnr", "psnr_best", "bce_best", "ssim", "agreement", "label_entropy", "diversity", "fid", "rank_error"}
     assert {f"test/{name}" for name in measured | {"hsic_over_null", "r_squared", "nll_prior", "cost"}} <= set(results)
     assert all(math.isfinite(value) for value in results.values())
-    if arguments.get("mode") == "report":
+    if arguments.get("cls") is ReportWAE:
         assert results["test/diversity"] == 0
         assert results["test/label_entropy"] == 0
         assert results["test/psnr"] == pytest.approx(results["test/psnr_best"])
@@ -491,7 +493,7 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
     model = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model.eval()
     x, y = model.parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
     assert model(x, y).shape == y.shape
-    assert model.mode == ("report" if "report" in name else "conditional")
+    assert isinstance(model, ReportWAE) == ("report" in name)
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -500,14 +502,12 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fraction": 0.0}, "fraction leaves nothing"),
+        ({"fraction": 0.0}, "fraction must be between 0 and 1"),
         ({"fraction": 1.0}, "fraction leaves nothing"),
         ({"fraction": 0.01}, "fraction leaves nothing"),
         ({"observed": "middle"}, "observed must be one of top, bottom"),
         ({"image_shape": (28, 28)}, "image_shape must be"),
-        ({"mode": "seed"}, "mode must be conditional or report, got 'seed'"),
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),
-        ({"mode": "report", "match": "joint"}, "match must be marginal in mode report"),
         ({"likelihood_images": -1}, "likelihood_images must be 0 or more"),
         ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
         ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),
@@ -534,8 +534,9 @@ def test_inputs_that_do_not_fit(tmp_path):
         (lambda: model.sample(3), r"use complete\(x, n\)"),
         (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(4, 3), 1), "steps must be at least 2"),
         (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(3, 3), 2), "must have one shape"),
-        (lambda: small(mode="report").complete(x, 2, z=torch.randn(2, 3)), "complete takes no z"),
-        (lambda: small(mode="report").interpolate(x, x, x, 2), "nothing to interpolate"),
+        (lambda: small(cls=ReportWAE).complete(x, 2, z=torch.randn(2, 3)), "complete takes no z"),
+        (lambda: ReportWAE(match="joint"), "match must be marginal for ReportWAE"),
+        (lambda: small(cls=ReportWAE).interpolate(x, x, x, 2), "nothing to interpolate"),
         (lambda: model.features(x), "has not seen data"),
         (lambda: WhitenedPCA(0), "num_features must lie between 1 and"),
         (lambda: WhitenedPCA(4, (5,)).fit(torch.rand(4, 5)), "need more than 4 inputs"),

@@ -221,9 +221,7 @@ def test_a_log_file_has_one_line_for_each_epoch_and_no_advertisement(empty_folde
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    (first, second) = (line for line in lines if line.startswith("epoch "))
-    assert re.fullmatch(r"epoch 1, step 3: val/cost [\d.]+, val/loss [\d.]+, val/penalty -?[\d.e-]+", first)
-    assert second.startswith("epoch 2, step 6: ")
+    assert [line.partition(":")[0] for line in lines if line.startswith("epoch ")] == ["epoch 0", "epoch 1"]
     assert "Tip: " not in ran.stdout + ran.stderr
     assert "it/s" not in ran.stdout + ran.stderr
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import codes_and_loss
 from pytorch_lightning import Trainer
 from scipy.stats import multivariate_normal, norm
 from torch.utils.data import DataLoader
@@ -140,7 +141,7 @@ def test_the_flow_learns_and_sends_no_gradient_to_the_encoder(cls):
     gradients = []
     for model in models:
         torch.manual_seed(2)  # equal encoder noise; the flow draws its own afterwards
-        _, cost = model.train()._codes_and_cost(clouds)
+        _, cost = codes_and_loss(model.train(), clouds)
         cost.backward()
         gradients.append([parameter.grad for parameter in model.encoder.parameters()])
     for without, with_flow in zip(*gradients, strict=True):
@@ -174,8 +175,8 @@ def test_the_flow_sees_the_codes_of_the_last_batches_whatever_their_size():
     model = small_model(flow=MixtureFlow(6))
     codes = torch.randn(50, 6)
     for size in (20, 7, 23):
-        model._latest.append(codes[sum(map(len, model._latest)) :][:size])
-    seen = torch.cat(list(model._codes_of_last_batches(28)))
+        model.memory.remember(codes[len(model.memory) :][:size])
+    seen = model.memory.latest(28)
     assert torch.equal(seen.sort(0).values, codes[22:].sort(0).values)
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import ONE_CYCLE, perceptrons, small, trainer, weights
 from pytorch_lightning.plugins import MixedPrecision
-from test_base import ONE_CYCLE, perceptrons, small, trainer, weights
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -38,32 +38,25 @@ def gan(optimizer=SGD, **penalty):
 
 
 def by_hand(model, batches, clip=None, accumulate=1, critic_steps=1):
-    """Algorithm 1 written out: returns the weights after training."""
+    """Algorithm 1 written out: the critic first, then the auto-encoder against the updated critic."""
     model = copy.deepcopy(model)
     critic = model.penalty.critic
     networks = [*model.encoder.parameters(), *model.decoder.parameters()]
     first, second = torch.optim.SGD(networks, lr=0.5), torch.optim.SGD(critic.parameters(), lr=0.3)
     for group in [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]:
-        codes = []
-        autoencoder_loss = critic_loss = 0.0
+        codes = torch.cat([model.encoder(x) for x in group]).detach()
+        for _ in range(critic_steps):
+            draws = model.prior.sample(len(codes))
+            real = F.binary_cross_entropy_with_logits(critic(draws), torch.ones(len(codes)))
+            fake = F.binary_cross_entropy_with_logits(critic(codes), torch.zeros(len(codes)))
+            gradients = torch.autograd.grad(2.0 * (real + fake), list(critic.parameters()))
+            update(second, list(critic.parameters()), gradients, clip)
+        loss = 0.0
         for x in group:
             z = model.encoder(x)
-            codes.append(z.detach())
             cost = 0.05 * (x - model.decoder(z)).square().flatten(1).sum(1).mean()
-            autoencoder_loss += (
-                cost + 2.0 * F.binary_cross_entropy_with_logits(critic(z), torch.ones(len(z)))
-            ) / accumulate
-        autoencoder_gradients = torch.autograd.grad(autoencoder_loss, networks)
-        for step in range(critic_steps):
-            parts = codes if step == 0 else [torch.cat(codes)]
-            critic_loss = 0.0
-            for z in parts:
-                draws = model.prior.sample(len(z))
-                real = F.binary_cross_entropy_with_logits(critic(draws), torch.ones(len(z)))
-                fake = F.binary_cross_entropy_with_logits(critic(z), torch.zeros(len(z)))
-                critic_loss += 2.0 * (real + fake) / (accumulate if step == 0 else 1)
-            update(second, list(critic.parameters()), torch.autograd.grad(critic_loss, list(critic.parameters())), clip)
-        update(first, networks, autoencoder_gradients, clip)
+            loss += (cost + 2.0 * F.binary_cross_entropy_with_logits(critic(z), torch.ones(len(z)))) / accumulate
+        update(first, networks, torch.autograd.grad(loss, networks), clip)
     return weights(model)
 
 

@@ -1,20 +1,18 @@
 """Checkpoints that survive, and training that goes on from them in the middle of an epoch."""
 
 import errno
-import itertools
 import os
 import signal
 
 import pytest
 import torch
+from helpers import perceptrons, trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from test_base import perceptrons, trainer
 
-from datamodules import MNISTDataModule, ModelNet40DataModule
 from datamodules.base import BatchDataModule
 from datamodules.images import Images
 from wae_lightning import WAEMMD
-from wae_lightning.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
 
 
 def test_a_checkpoint_is_written_and_replaced(tmp_path):
@@ -34,7 +32,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if place == "write":
-        monkeypatch.setattr("wae_lightning.interruption.Path.open", fail)
+        monkeypatch.setattr("wae_lightning.training.interruption.Path.open", fail)
     else:
         monkeypatch.setattr(os, place, fail)
     with pytest.raises(
@@ -62,9 +60,6 @@ def test_the_previous_checkpoint_stands_until_the_next_one_is_whole(tmp_path, mo
     assert seen == [{"a": 1}]
 
 
-# ---- the loader's place in a pass -----------------------------------------------------------------------------------
-
-
 class Numbers(BatchDataModule):
     """The numbers 0 to 39 as pictures of one pixel."""
 
@@ -77,61 +72,6 @@ class Numbers(BatchDataModule):
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return batch[0].float() / 255, batch[1]
-
-
-def ready(data):
-    data.setup("fit")
-    return data
-
-
-@pytest.mark.parametrize("place", [0, 1, 6, 10])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_pass_goes_on_where_its_state_was_saved(place, workers):
-    loader = ready(Numbers(num_workers=workers)).train_dataloader()
-    batches = iter(loader)
-    for _ in range(place):
-        next(batches)
-    state = loader.state_dict()
-    rest = [labels.tolist() for _, labels in batches]
-    following = [labels.tolist() for _, labels in loader]
-
-    again = ready(Numbers(num_workers=workers)).train_dataloader()
-    torch.manual_seed(123)
-    again.load_state_dict(state)
-    before = torch.get_rng_state()
-    batches = iter(again)
-    if place:
-        assert [labels.tolist() for _, labels in batches] == rest
-        assert torch.equal(torch.get_rng_state(), before)
-        assert [labels.tolist() for _, labels in again] != rest
-    assert sorted(itertools.chain(*following)) == list(range(40))
-
-
-def test_other_passes_over_the_loader_do_not_move_its_place():
-    loader = ready(Numbers()).train_dataloader()
-    batches = iter(loader)
-    iter(loader)
-    expected = [next(batches)[1].tolist() for _ in range(3)]
-    assert loader.state_dict()["batches"] == len(expected)
-
-
-def test_random_subsets_of_points_go_on_as_well():
-    def clouds(workers):
-        return ready(
-            ModelNet40DataModule(source="shapes", classes=["chair"], num_points=16, batch_size=10, num_workers=workers)
-        ).train_dataloader()
-
-    for workers in (0, 1):
-        loader = clouds(workers)
-        batches = iter(loader)
-        next(batches)
-        state, rng_state = loader.state_dict(), torch.get_rng_state()
-        expected = next(batches)[0]
-        loader = clouds(workers)
-        loader.load_state_dict(state)
-        batches = iter(loader)
-        torch.set_rng_state(rng_state)
-        assert torch.equal(next(batches)[0], expected)
 
 
 # ---- signals --------------------------------------------------------------------------------------------------------
@@ -173,9 +113,8 @@ def fit(folder, at=None, resume=False, every_n_steps=None, **arguments):
 
 
 def assert_same(a, b):
-    for name, weight in a.state_dict().items():
-        assert torch.equal(weight, b.state_dict()[name]), name
-    assert torch.equal(a._queue, b._queue)
+    for name, weight in a.named_parameters():
+        assert torch.equal(weight, b.get_parameter(name)), name
     assert torch.equal(a.training_codes(), b.training_codes())
 
 
@@ -252,7 +191,3 @@ def test_an_error_in_a_step_leaves_the_last_checkpoint_as_it_is(tmp_path):
             tmp_path, enable_checkpointing=True, callbacks=[LastCheckpoint()], max_epochs=3, limit_train_batches=10
         ).fit(Breaks(**perceptrons()), Numbers())
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
-
-
-def test_digits_resume_with_their_loader():
-    assert type(ready(MNISTDataModule()).train_dataloader()).__name__ == "ResumableLoader"

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -11,7 +12,8 @@ import torchvision
 from pytorch_lightning import seed_everything
 
 from datamodules import MNISTDataModule
-from datamodules.mnist import BUNDLED_DIGITS, read_digits, read_idx
+from datamodules.idx import find_idx_files, read_idx
+from datamodules.mnist import BUNDLED_DIGITS, read_digits
 
 
 def write_idx(path, array):
@@ -156,6 +158,91 @@ def test_gzipped_files_are_read(tmp_path):
     packed.write_bytes(packed.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz: not a complete gzip file"):
         MNISTDataModule(root).setup("fit")
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST", "mnist", "mnist/raw", "raw", "."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{part}-{kind}-idx{n}-ubyte",
+        "{part}-{kind}.idx{n}-ubyte",
+        "{part}-{kind}-idx{n}-ubyte.gz",
+        "{part}-{kind}.idx{n}-ubyte.GZ",
+        "{part}-{kind}-idx{n}-ubyte/{part}-{kind}-idx{n}-ubyte",
+        "{part}-{kind}.idx{n}-ubyte/{part}-{kind}.idx{n}-ubyte",
+        "archive/{part}-{kind}-idx{n}-ubyte",
+        "{PART}-{KIND}-IDX{n}-UBYTE",
+    ],
+)
+def test_names_and_places_of_archives_and_mirrors(tmp_path, folder, name):
+    usual = write_set(tmp_path / "usual") / "MNIST" / "raw"
+    root = tmp_path / "theirs"
+    for part in ("train", "t10k"):
+        for kind, n in (("images", 3), ("labels", 1)):
+            new = name.format(part=part, kind=kind, n=n, PART=part.upper(), KIND=kind.upper())
+            path = root / folder / new
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = (usual / f"{part}-{kind}-idx{n}-ubyte").read_bytes()
+            path.write_bytes(gzip.compress(content) if new.lower().endswith(".gz") else content)
+            (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07 what a Mac leaves")
+    expected, data = MNISTDataModule(tmp_path / "usual"), MNISTDataModule(root)
+    for module in (expected, data):
+        module.setup("fit")
+    for name in ("train_set", "test_set"):
+        assert torch.equal(getattr(data, name).images, getattr(expected, name).images)
+        assert torch.equal(getattr(data, name).labels, getattr(expected, name).labels)
+
+
+def test_test_files_may_be_called_test(tmp_path):
+    write_set(tmp_path, stems=("train", "test"))
+    data = MNISTDataModule(tmp_path)
+    data.setup("fit")
+    assert len(data.test_set) == 20
+
+
+def test_the_gzip_archive_of_emnist(tmp_path):
+    write_set(tmp_path, "gzip", ("emnist-letters-train", "emnist-letters-test"))
+    write_set(tmp_path, "gzip", ("emnist-digits-train", "emnist-digits-test"), counts=(30, 10))
+    for path in (tmp_path / "gzip" / "raw").iterdir():
+        (tmp_path / "gzip" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    for variant, count in (("emnist-letters", 20), ("emnist-digits", 10)):
+        data = MNISTDataModule(tmp_path, variant=variant)
+        data.setup("fit")
+        assert len(data.test_set) == count
+
+
+def test_a_set_is_never_taken_for_another(tmp_path):
+    """The files of MNIST, Fashion-MNIST and KMNIST have the same names: only the folder tells."""
+    write_set(tmp_path, "MNIST")
+    write_set(tmp_path, "fashion-mnist", counts=(30, 10))
+    for variant, count in (("mnist", 20), ("fashion", 10)):
+        data = MNISTDataModule(tmp_path, variant=variant)
+        data.setup("fit")
+        assert len(data.test_set) == count
+    for root in (tmp_path, tmp_path / "MNIST", tmp_path / "MNIST" / "raw"):
+        with pytest.raises(FileNotFoundError, match="Expected the IDX files of 'kmnist'"):
+            MNISTDataModule(root, variant="kmnist").setup("fit")
+
+
+def test_what_is_not_gzipped_goes_first(tmp_path):
+    raw = write_set(tmp_path) / "MNIST" / "raw"
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"an old one")
+    files = find_idx_files(tmp_path, "MNIST", ("train", "t10k"))
+    assert sorted(files.values()) == sorted(path for path in raw.iterdir() if path.suffix != ".gz")
+
+
+def test_gzipped_file_that_claims_or_holds_too_much_is_not_unpacked(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 10**6, 28, 28) + bytes(100)))
+    with pytest.raises(ValueError, match=r"promises 1000000 x 28 x 28 .* bytes of data, found at most"):
+        read_idx(path, 3)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 1, 28, 28) + bytes(10**8)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="found 785 or more"):
+        read_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
 
 
 def test_downloads_go_through_torchvision(tmp_path, monkeypatch):

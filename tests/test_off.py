@@ -49,6 +49,51 @@ def test_every_legal_form_gives_the_same_mesh(file: Path, header: str, faces: li
     assert [tuple(row) for row in triangles.tolist()] == TRIANGLES
 
 
+@pytest.mark.parametrize("faces", [TRIANGLES, SQUARES])
+@pytest.mark.parametrize("tail", ["", " 255 0 0", " 0.5 0.5 0.5 1", " 3", "  # red"])
+@pytest.mark.parametrize(
+    ("word", "extra"),
+    [
+        ("OFF", ""),
+        ("off", ""),
+        ("\ufeffOFF", ""),
+        ("# made by hand\n\n  OFF  # a cube", ""),
+        ("", ""),
+        ("OFF", " 255 0 0 255"),
+        ("OFF", " 0.5 0.5 0.5"),
+        ("OFF", " 0 0 1 255 0 0 255"),
+        ("COFF", " 255 0 0 255"),
+        ("COFF", " 1.0 0.0 0.0"),
+        ("coff", " 255 0 0 255"),
+        ("NOFF", " 0 0 1"),
+        ("noff", " 0 0 1"),
+        ("STOFF", " 0.5 0.25"),
+        ("CNOFF", " 0 0 1 0.5 0.5 0.5 1"),
+        ("NCOFF", " 0 0 1 255 0 0"),
+        ("STCNOFF", " 0 0 1 0.5 0.5 0.5 1 0 0"),
+    ],
+)
+def test_forms_of_the_geomview_manual(file: Path, word: str, extra: str, faces: list, tail: str) -> None:
+    lines = [" ".join(map(repr, vertex)) + extra for vertex in CUBE.tolist()]
+    lines.insert(3, "# between")
+    lines.insert(6, "")
+    lines += [" ".join(map(str, (len(face), *face))) + tail for face in faces]
+    for header in (f"{word}\n8 {len(faces)} 0\n", f"{word} 8 {len(faces)} 12\n"):
+        if "#" not in word or header.count("\n") > 3:
+            file.write_text(header + "\n".join(lines))
+            vertices, triangles = read_off(file)
+            assert np.array_equal(vertices, CUBE)
+            assert [tuple(row) for row in triangles.tolist()] == TRIANGLES
+
+
+def test_coordinates_may_be_broken_into_lines_anywhere(file: Path) -> None:
+    head, *lines = off_text(CUBE, SQUARES).removeprefix("OFF\n").splitlines()
+    file.write_text("\n".join(["OFF", head, " ".join(lines[:5]), *" ".join(lines[5:8]).split(), *lines[8:]]))
+    vertices, triangles = read_off(file)
+    assert np.array_equal(vertices, CUBE)
+    assert [tuple(row) for row in triangles.tolist()] == TRIANGLES
+
+
 def test_polygons_become_fans_and_edges_nothing(file: Path) -> None:
     file.write_text(off_text(CUBE, [(0, 1, 2, 3, 4), (5, 6), (5, 6, 7)]))
     assert read_off(file)[1].tolist() == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [5, 6, 7]]
@@ -92,6 +137,15 @@ GOOD = off_text(CUBE, SQUARES)
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 8"), "a face names vertex 8; expected 0 to 7"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 -1"), "a face names vertex -1; expected 0 to 7"),
         (GOOD.replace("4 0 1 3 2", "4 0 1 3 1.5"), "a face names vertex 1.5; expected 0 to 7"),
+        ("4" + GOOD, "expected a mesh in three dimensions, found 4OFF"),
+        ("n" + GOOD.replace("OFF", "OFF\n5"), "expected a mesh in three dimensions, found nOFF"),
+        ("4n" + GOOD, "expected a mesh in three dimensions, found 4nOFF"),
+        ("X" + GOOD, "perhaps with the prefixes ST, C and N, found XOFF"),
+        ("OFF BINARY\n\0\0\0\x08", "expected an OFF file in ASCII, found a binary one"),
+        ("N" + GOOD, "expected 6 numbers for each vertex, .*found '0.0 0.0 0.0' for vertex 0"),
+        (GOOD.replace("1.0 1.0 1.0", "1.0 1.0"), "expected .* numbers for each vertex, .*found '1.0 1.0' for vertex 7"),
+        (GOOD.replace("1.0 1.0 1.0", "1 1 1 255 0 0"), "as many as for the first; found '1 1 1 255 0 0' for vertex 7"),
+        (GOOD.replace("4 0 1 3 2", "4 zero 1 3 2"), "expected numbers only after the header"),
         (GOOD.replace("1.0 1.0 1.0", "1.0 1.0 one"), "expected numbers only after the header"),
         (GOOD.replace("1.0 1.0 1.0", "1.0 1.0 nan"), "a coordinate that is not finite"),
         (GOOD.replace("8 6 0", "8 1000000000000 0"), "promises 8 vertices and 1000000000000 faces, more than the"),

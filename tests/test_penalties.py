@@ -10,9 +10,9 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 import torch
+from helpers import perceptrons, trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_base import perceptrons, trainer
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAE, WAEMMD

@@ -94,11 +94,25 @@ def test_set_metrics_of_copies_and_of_one_blob():
     assert blobs.compute()["COV"] < 0.2
 
 
-def test_set_metrics_want_equal_numbers():
+@pytest.mark.parametrize(("samples", "reals"), [(3, 7), (7, 3), (1, 4)])
+def test_unequal_numbers_leave_out_1_nna_only(samples, reals):
+    a, b = clouds(samples, 9), clouds(reals, 9, seed=1) + 0.5
+    metric = PointSetDistances()
+    metric.update(b, real=True)
+    metric.update(a, real=False)
+    distances = np.array([[chamfer_distance(x[None], y[None]).item() for y in b] for x in a])
+    expected = {
+        "COV": len(set(distances.argmin(1))) / reals,
+        "MMD": distances.min(0).mean(),
+        "nearest real": distances.min(1).mean(),
+    }
+    assert {name: float(value) for name, value in metric.compute().items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_wrong_use_of_the_set_metrics_is_named():
     metric = PointSetDistances("emd")
     metric.update(clouds(3, 5), real=True)
-    metric.update(clouds(2, 5), real=False)
-    with pytest.raises(ValueError, match="as many samples as real sets, got 2 and 3"):
+    with pytest.raises(ValueError, match="expected sample sets, found none"):
         metric.compute()
     with pytest.raises(ValueError, match="must be 'cd' or 'emd', got 'l2'"):
         PointSetDistances("l2")

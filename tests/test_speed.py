@@ -1,27 +1,21 @@
 """What is done for speed changes no result."""
 
 import copy
-import datetime
 import functools
-import inspect
 import json
 import os
 import platform
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
+import benchmark
 import pytest
 import torch
-import train
-from benchmarks import loaders
-from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
-from pytorch_lightning.profilers import SimpleProfiler
-from test_base import small, trainer
-from torch.utils.data import DataLoader
+from benchmarks.training import precision
+from benchmarks.turns import Options
+from helpers import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
 from datamodules.celeba import ImagesOnDisk
@@ -78,7 +72,7 @@ def test_bfloat16_trains_nearly_alike(tmp_path):
 
 FAULTS = """
 import resource, sys, torch
-from wae_lightning.allocator import keep_freed_memory
+from wae_lightning.training.allocator import keep_freed_memory
 torch.set_num_threads(1)
 print(keep_freed_memory() if sys.argv[1] == "kept" else False)
 def step():
@@ -110,104 +104,44 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     assert output_of("kept", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
 
 
-class Noting(Callback):
-    def __init__(self):
-        self.calls = []
-
-    def on_after_backward(self, *_):
-        self.calls.append("own")
-
-
-class NotingModel(WAEMMD):
-    def on_after_backward(self):
-        self.calls.append("model's")
-
-
-def test_hooks_that_do_nothing_are_left_out_and_all_others_are_called(tmp_path):
-    noting = Noting()
-    given = LambdaCallback(on_before_backward=lambda *_: noting.calls.append("given"))
-    for callback in (noting, given, Callback()):
-        train.leave_out_empty_hooks(callback)
-    # hooks of rarer moments are not worth it, and Lightning calls some of them without looking
-    assert noting.on_train_batch_start is None
-    assert given.on_after_backward is None
-    assert callable(noting.on_save_checkpoint)
-    assert callable(noting.on_exception)
-    model = small(NotingModel)
-    model.calls = noting.calls
-    train.leave_out_empty_hooks(model)
-    assert model.on_before_backward is None
-    trainer(tmp_path, limit_train_batches=2, callbacks=[noting, given]).fit(model, MNISTDataModule())
-    assert noting.calls == ["given", "own", "model's"] * 2
+def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    benchmark.main(["--quick", "--sections", "training", "mmd", "sampling", f"--out={out}"])
+    found = json.loads(out.read_text())
+    assert list(found) == ["machine", "training", "mmd", "sampling"]
+    assert found["machine"]["quick"]
+    for config in ("mnist_wae_mmd", "mnist_wae_gan"):
+        ours = found["training"][f"{config}, lightning"]["images/s"]
+        for other in ("bare loop", "plain Lightning"):
+            row = found["training"][f"{config}, {other}"]
+            # one is the quotient of medians, one the median of quotients, of two turns
+            assert row["lightning/this"] == pytest.approx(ours / row["images/s"], rel=0.5)
+    # 4 bytes for each of n², d differences: the first array of the form that broadcasts
+    assert found["mmd"]["n 1000, d 64, broadcasting"]["MB"] > 256
+    assert found["mmd"]["n 1000, d 64, ours"]["MB"] < 100
+    assert 0 < found["mmd"]["n 100, d 8, ours"]["absolute error"] < 1e-5
+    printed = capsys.readouterr().out
+    assert all(f"\n{section}: " in printed for section in ("training", "mmd", "sampling"))
+    # sections that the file has already are kept
+    benchmark.main(["--quick", "--sections", "sampling", f"--out={out}"])
+    assert json.loads(out.read_text())["training"] == found["training"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "hidden"),
-    [({}, True), ({"every_n_train_steps": 2}, False), ({"train_time_interval": datetime.timedelta(hours=1)}, False)],
-)
-def test_a_checkpoint_callback_is_asked_in_each_step_only_if_it_may_save_there(arguments, hidden):
-    callback = ModelCheckpoint(**arguments)
-    train.leave_out_empty_hooks(callback)
-    assert (callback.on_train_batch_end is None) == hidden
+def test_no_section_begins_when_time_is_up(capsys):
+    benchmark.main(["--quick", "--minutes=1e-9"])
+    printed = capsys.readouterr().out
+    assert printed.count("not measured: 1e-09 minutes are over") == len(benchmark.SECTIONS) - len(benchmark.ON_A_GPU)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [([], train.NoProfiler), (["--profiler=simple"], SimpleProfiler)])
-def test_marks_for_a_profiler_cost_nothing_where_there_is_none(tmp_path, monkeypatch, flags, expected):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv[:1])
-    run = train.Train(*train.with_full_names(["--accelerator=cpu", "--logger=false", *flags]))
-    assert type(run.trainer.profiler) is expected
-
-
-def test_batches_fetched_without_torchs_iterator_are_the_same_in_the_same_order():
-    data = MNISTDataModule(batch_size=50)
-    data.setup("fit")
-    loader = data.train_dataloader()
-    torch.manual_seed(0)
-    own, state = [list(loader), list(loader)], torch.get_rng_state()
-    torch.manual_seed(0)
-    theirs = [list(DataLoader.__iter__(loader)), list(DataLoader.__iter__(loader))]
-    assert torch.equal(torch.get_rng_state(), state)
-    for passed, expected in zip(own, theirs, strict=True):
-        assert len(passed) == len(expected) == 180
-        for batch, expected_batch in zip(passed, expected, strict=True):
-            assert all(map(torch.equal, batch, expected_batch))
-    assert not torch.equal(own[0][0][1], own[1][0][1])
-
-
-def test_lightning_sees_the_arguments_of_the_training_step():
-    assert inspect.getfullargspec(WAEMMD.training_step).args == ["self", "batch", "batch_idx"]
-    assert list(inspect.signature(small().training_step).parameters) == ["batch", "batch_idx"]
-
-
-LOOK = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import torch, train
-torch.cuda.is_available = lambda: sys.argv[2] == "True"
-train.look_for_gpus_once()
-print(os.environ["CUDA_VISIBLE_DEVICES"])
-"""
-
-
-@pytest.mark.parametrize("there_is_one", [True, False])
-def test_gpus_are_hidden_only_where_there_are_none(there_is_one):
-    command = [sys.executable, "-c", LOOK, os.path.dirname(train.__file__), str(there_is_one)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,3"}
-    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert ran.stdout.strip() == ("0,3" if there_is_one else "")
-
-
-def test_the_benchmark_of_the_loaders_ends_also_after_two_threads_were_at_work():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        torch.rand(1000, 1000) @ torch.rand(1000, 1000)
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
-            found = process.submit(loaders.start, MNISTDataModule, {"batch_size": 1000}).result(timeout=60)
-    finally:
-        torch.set_num_threads(threads)
-    assert found["first batch s"] > 0
+def test_precision_compares_what_is_alike():
+    """Here on the CPU, where float32 and TF32 are one thing; only a GPU runs all of it."""
+    rows = precision(Options(torch.device("cpu"), quick=True))
+    for mode in ("float32", "TF32", "bf16-mixed"):
+        row = rows[f"mnist_wae_mmd, {mode}"]
+        assert 0 < row["share of matmul rate"] < 1
+        assert row["lightning/bare loop"] > 0
+    late = precision(Options(torch.device("cpu"), quick=True, deadline=0))
+    assert late["mnist_wae_mmd, float32"] == {"not measured": "time was up"}
 
 
 class MovedDigits(MNISTDataModule):
@@ -265,23 +199,11 @@ def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
         data.train_dataloader()
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_steps_are_logged_when_the_logger_takes_them(tmp_path, every):
-    seen = []
-    model = small()
-    log = model.log
-    model.log = lambda name, *args, **kwargs: (seen.append((model.global_step, name)), log(name, *args, **kwargs))[1]
-    trainer(tmp_path, limit_train_batches=6, limit_val_batches=0, log_every_n_steps=every).fit(model, MNISTDataModule())
-    steps = sorted({step for step, name in seen if name == "train/cost"})
-    # the first and the last step of an epoch always, and those whose number every_n divides
-    assert steps == (list(range(6)) if every == 1 else [0, 3, 5])
-
-
 def test_the_command_line_trains_with_two_processes(tmp_path):
     flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
     flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
     run = subprocess.run(
-        [sys.executable, train.__file__, "--config=mnist_wae_gan", *flags],
+        [sys.executable, str(Path(__file__).parents[1] / "experiments" / "train.py"), "--config=mnist_wae_gan", *flags],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import warnings
 
 import pytorch_lightning as pl
 import torch
-from test_base import perceptrons
+from helpers import perceptrons
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAE, WAEGAN, WAEMMD

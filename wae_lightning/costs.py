@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.precision import full_float32, in_full_precision
+
 __all__ = [
     "AbsoluteError",
     "BinaryCrossEntropy",
@@ -29,7 +31,7 @@ __all__ = [
 
 
 class Cost(nn.Module, ABC):
-    """A cost of each sample, summed over its dimensions and multiplied by ``scale``.
+    """A cost of each sample, in float32 or float64, summed over its dimensions and multiplied by ``scale``.
 
     Args:
         scale: Positive factor of the whole cost. The authors' code (github.com/tolstikhin/wae) uses 0.05 with squared,
@@ -55,7 +57,8 @@ class Cost(nn.Module, ABC):
                 f"target and reconstruction must have one shape, "
                 f"got {tuple(target.shape)} and {tuple(reconstruction.shape)}"
             )
-        return self.scale * self._unscaled(target, reconstruction)
+        with full_float32(target.device):
+            return self.scale * self._unscaled(in_full_precision(target), in_full_precision(reconstruction))
 
     def extra_repr(self) -> str:
         return f"scale={self.scale}"
@@ -93,10 +96,16 @@ class AbsoluteError(Cost):
 
 
 class BinaryCrossEntropy(Cost):
-    """scale · -Σ [x log y + (1 - x) log(1 - y)], for values in [0, 1]; least at y = x, where it is not 0 for greys."""
+    """scale · -Σ [x log y + (1 - x) log(1 - y)], for values in [0, 1]; least at y = x, where it is not 0 for greys.
+
+    y is kept between 10⁻¹² and 1 - 6·10⁻⁸ (in float32), so that no pixel costs more than 28, and none has a gradient of
+    NaN.
+    """
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
-        return F.binary_cross_entropy(reconstruction, target, reduction="none").flatten(1).sum(1)
+        # at 0 and 1 PyTorch's gradient is 10¹²: too much for a sigmoid in half precision
+        inside = reconstruction.clamp(1e-12, 1 - torch.finfo(reconstruction.dtype).eps / 2)
+        return F.binary_cross_entropy(inside, target, reduction="none").flatten(1).sum(1)
 
 
 # ---- point sets: (B, N, 3), whose rows have no order -----------------------------------------------------------------
@@ -122,10 +131,6 @@ def check_point_sets(*clouds: Tensor) -> None:
         # is exported or compiled cannot depend on values.
         if points.device.type == "cpu" and not torch.compiler.is_compiling() and not points.isfinite().all():
             raise ValueError("point sets must be finite, got NaN or infinite coordinates")
-
-
-def _in_full_precision(*clouds: Tensor) -> list[Tensor]:
-    return [points if points.dtype == torch.float64 else points.float() for points in clouds]
 
 
 def _rows(points: Tensor, index: Tensor) -> Tensor:
@@ -199,8 +204,8 @@ def chamfer_distance(a: Tensor, b: Tensor, squared: bool = True) -> Tensor:
         (tensor([0.]), tensor([0.5000]))
     """
     check_point_sets(a, b)
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = _in_full_precision(a, b)
+    with full_float32(a.device):
+        a, b = in_full_precision(a), in_full_precision(b)
         to_b, to_a = nearest_neighbors(a.detach(), b.detach())
         from_a = (a - _rows(b, to_b)).square().sum(2)
         from_b = (b - _rows(a, to_a)).square().sum(2)
@@ -237,8 +242,8 @@ def earth_movers_distance(a: Tensor, b: Tensor) -> Tensor:
     check_point_sets(a, b)
     if a.shape != b.shape:
         raise ValueError(f"the earth mover's distance needs as many points on both sides, got {a.shape} and {b.shape}")
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = _in_full_precision(a, b)
+    with full_float32(a.device):
+        a, b = in_full_precision(a), in_full_precision(b)
         distances = torch.cdist(a.detach(), b.detach(), compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
         partners = torch.stack([torch.from_numpy(linear_sum_assignment(matrix)[1]) for matrix in distances])
         squared = (a - _rows(b, partners.to(b.device))).square().sum(2)
@@ -249,13 +254,15 @@ def sinkhorn_distance(a: Tensor, b: Tensor, blur: float = 0.02, iterations: int 
     r"""Computes the transport cost Σ P_ij ‖a_i - b_j‖² of each pair of point sets under an entropic plan P.
 
     M. Cuturi, "Sinkhorn distances", NeurIPS 2013, in the logarithmic domain, with the entropy's weight ε = blur²
-    annealed from the diameter of the clouds. The plan is found without gradient and then held fixed. It needs
-    the (B, N, M) matrix of distances in memory.
+    annealed from the diameter of the clouds. The plan is found without gradient and then held fixed. Its columns have
+    equal weights exactly, its rows only after many iterations: for clouds of 80 to 500 points in the unit cube the
+    result lies up to an eighth below the exact squared cost after 50 iterations and within a twentieth after 200; in
+    the end it is about ε above. It needs the (B, N, M) matrix of distances in memory.
 
     Args:
         a: Point sets (B, N, 3).
         b: Point sets (B, M, 3).
-        blur: √ε, positive, in the unit of the coordinates. The result is about ε above the exact squared cost.
+        blur: √ε, positive, in the unit of the coordinates.
         iterations: Number of Sinkhorn updates, at least 1.
 
     Returns:
@@ -267,8 +274,8 @@ def sinkhorn_distance(a: Tensor, b: Tensor, blur: float = 0.02, iterations: int 
     if not (blur > 0 and math.isfinite(blur)) or iterations < 1:
         raise ValueError(f"blur must be positive and iterations at least 1, got {blur} and {iterations}")
     check_point_sets(a, b)
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = _in_full_precision(a, b)
+    with full_float32(a.device):
+        a, b = in_full_precision(a), in_full_precision(b)
         center = a.detach().mean(1, keepdim=True)
         a, b = a - center, b - center
         with torch.no_grad():

@@ -16,8 +16,10 @@ __all__ = ["WAEGAN"]
 class WAEGAN(WAE):
     """Wasserstein auto-encoder with a latent critic: Algorithm 1 of Tolstikhin et al. (ICLR 2018).
 
-    Two optimizers alternate (manual optimization); the trainer's flags for clipping, accumulation, precision, length
-    and distribution nevertheless do what they do elsewhere, and ``max_steps`` counts updates of the auto-encoder.
+    In each step the critic is updated first, then the auto-encoder against the updated critic:
+    :class:`~wae_lightning.training.two_optimizers.CriticFirst`. Optimization is manual; the trainer's flags for
+    clipping, accumulation, precision, length and distribution nevertheless do what they do elsewhere, and ``max_steps``
+    counts updates of the auto-encoder.
 
     Args:
         critic: Network (n, d) -> (n,). None: four layers of 512, as in the paper.

@@ -43,9 +43,13 @@ class ImageParts:
         if observed not in _OBSERVED:
             raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
         channels, height, width = image_shape
-        high, wide = (round(size * fraction) if 0 < fraction < 1 else 0 for size in (height, width))
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        high, wide = round(height * fraction), round(width * fraction)
         if not (0 < high < height and 0 < wide < width):
-            raise ValueError(f"fraction leaves nothing of one part of a {height} x {width} image, got {fraction}")
+            raise ValueError(
+                f"fraction must leave both parts of a {height} x {width} image at least one pixel wide, got {fraction}"
+            )
         self.image_shape = channels, height, width
         rows = torch.arange(height).view(1, height, 1)
         columns = torch.arange(width).view(1, 1, width)
@@ -62,6 +66,7 @@ class ImageParts:
         self.mask = anywhere | places[observed]
         """Boolean (1, height, width): True where an image is observed, False where it is the target."""
         self._observed_box, self._target_box = _box(self.mask), _box(~self.mask)
+        self._latest_mask = self.mask
 
     @property
     def observed_shape(self) -> tuple[int, int, int]:
@@ -75,7 +80,8 @@ class ImageParts:
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts images (..., C, H, W) into (observed, target)."""
-        return self._cut(images, self.mask, self._observed_box), self._cut(images, ~self.mask, self._target_box)
+        mask = self._mask_on(images.device)
+        return self._cut(images, mask, self._observed_box), self._cut(images, ~mask, self._target_box)
 
     def join(self, observed: Tensor, target: Tensor) -> Tensor:
         """Puts the two parts together again: (..., *observed_shape), (..., *target_shape) -> (..., C, H, W).
@@ -83,7 +89,13 @@ class ImageParts:
         The leading dimensions are broadcast. Pixels of the observed part are the same bits as before.
         """
         placed = self._placed(observed, self._observed_box), self._placed(target, self._target_box)
-        return torch.where(self.mask.to(observed.device), *placed)
+        return torch.where(self._mask_on(observed.device), *placed)
+
+    def _mask_on(self, device: torch.device) -> Tensor:
+        # kept there: a copy for each batch would make the device wait
+        if self._latest_mask.device != device:
+            self._latest_mask = self.mask.to(device)
+        return self._latest_mask
 
     def _shape(self, box: Box) -> tuple[int, int, int]:
         top, bottom, left, right = box
@@ -91,8 +103,7 @@ class ImageParts:
 
     def _cut(self, images: Tensor, mask: Tensor, box: Box) -> Tensor:
         top, bottom, left, right = box
-        part = images[..., top:bottom, left:right]
-        return torch.where(mask[:, top:bottom, left:right].to(part.device), part, 0)
+        return torch.where(mask[:, top:bottom, left:right], images[..., top:bottom, left:right], 0)
 
     def _placed(self, part: Tensor, box: Box) -> Tensor:
         top, bottom, left, right = box

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from wae_lightning.kernels import RBF, InverseMultiquadric, Kernel, squared_distances
 from wae_lightning.penalties import Penalty
 from wae_lightning.priors import Prior
 
-__all__ = ["JointMMD", "joint_mmd"]
+__all__ = ["CodesAndFeatures", "JointMMD", "joint_mmd"]
 
 
 def joint_mmd(z: Tensor, z_prior: Tensor, features: Tensor, kernel: Kernel, feature_kernel: Kernel) -> Tensor:
@@ -74,3 +75,20 @@ class JointMMD(Penalty):
         """Compares (z, φ(x)) with (z', φ(x)), both (n, d + p), the last p columns the same."""
         d = self.latent_dim
         return joint_mmd(z[:, :d], z_prior[:, :d], z[:, d:], self.kernel, self.feature_kernel)
+
+
+class CodesAndFeatures(Prior):
+    """P_Z beside features of the inputs, as the critic and the like see it: rows (z, φ(x))."""
+
+    def __init__(self, prior: Prior, num_features: int) -> None:
+        super().__init__(prior.latent_dim + num_features, prior.scale)
+        self.prior = prior
+        self.num_features = num_features
+
+    @property
+    def expected_squared_distance(self) -> float:
+        # whitened features have variance 1
+        return self.prior.expected_squared_distance + 2.0 * self.num_features
+
+    def _sample_unscaled(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+        raise NotImplementedError("features come from inputs, not from a prior")

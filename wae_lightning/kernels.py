@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.precision import full_float32, in_full_precision
+
 __all__ = [
     "RBF",
     "InverseMultiquadric",
@@ -26,7 +28,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
     The expansion :math:`\|x\|^2 + \|y\|^2 - 2xy` is evaluated around the mean of ``y``, which keeps its rounding error
     small for codes far from the origin, and is clamped at 0. No square root is taken, so that gradients are finite
-    where two rows coincide.
+    where two rows coincide. Computed in float32 (float64 stays) also under autocast and TF32.
 
     Args:
         x: Points of shape (n, d).
@@ -40,13 +42,15 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"expected points of shapes (n, d) and (m, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    center = y.detach().mean(0)
     same = x is y
-    x = x - center
-    y = x if same else y - center
-    x_norms = x.square().sum(1, keepdim=True)
-    y_norms = x_norms if same else y.square().sum(1, keepdim=True)
-    return torch.addmm(x_norms + y_norms.T, x, y.T, alpha=-2).clamp_min(0)
+    with full_float32(x.device):
+        x, y = in_full_precision(x), in_full_precision(y)
+        center = y.detach().mean(0)
+        x = x - center
+        y = x if same else y - center
+        x_norms = x.square().sum(1, keepdim=True)
+        y_norms = x_norms if same else y.square().sum(1, keepdim=True)
+        return torch.addmm(x_norms + y_norms.T, x, y.T, alpha=-2).clamp_min(0)
 
 
 def distances(squared: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule as LightningModule
     from pytorch_lightning import Trainer as Trainer
     from pytorch_lightning import seed_everything as seed_everything
+    from pytorch_lightning.callbacks import Checkpoint as Checkpoint
+    from pytorch_lightning.callbacks import LearningRateMonitor as LearningRateMonitor
     from pytorch_lightning.callbacks import ModelCheckpoint as ModelCheckpoint
     from pytorch_lightning.callbacks import TQDMProgressBar as TQDMProgressBar
     from pytorch_lightning.cli import LightningArgumentParser as LightningArgumentParser
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 # module of the package -> what we take from it; imported when it is first asked for, since `cli` alone takes a second
 _NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
-    ".callbacks": ("ModelCheckpoint", "TQDMProgressBar"),
+    ".callbacks": ("Checkpoint", "LearningRateMonitor", "ModelCheckpoint", "TQDMProgressBar"),
     ".cli": ("LightningArgumentParser", "LightningCLI", "instantiate_module"),
     ".loggers": ("Logger", "TensorBoardLogger"),
     ".plugins.io": ("TorchCheckpointIO",),

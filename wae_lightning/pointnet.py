@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from wae_lightning.base import WAE
 from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
+from wae_lightning.lightning import rank_zero_warn
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
 from wae_lightning.noise import EncoderNoise
+from wae_lightning.precision import full_float32, in_full_precision
 from wae_lightning.priors import Normal, Prior
 
 __all__ = ["PointNetWAE", "upright_pose"]
@@ -22,9 +24,9 @@ _AXES = ("x", "y", "z")
 def upright_pose(points: Tensor, up_axis: Literal["x", "y", "z"] = "y") -> Tensor:
     """Finds the rotation about the up axis that brings each point set into a pose of its own.
 
-    In the plane across the up axis, the direction of largest variance becomes the first axis, and each axis points to
-    the side of positive skewness. Sets that are round or mirror-symmetric in that plane have no such pose; for them the
-    choice among equals is left to rounding.
+    In the plane across the up axis, the direction of largest variance becomes the first axis, which points to the side
+    of positive skewness. The second follows from it, since a rotation mirrors nothing. Sets that are round, or as heavy
+    on both sides of the first axis' origin, have no such pose; for them the choice among equals is left to rounding.
 
     Args:
         points: Point sets (B, N, 3).
@@ -35,12 +37,14 @@ def upright_pose(points: Tensor, up_axis: Literal["x", "y", "z"] = "y") -> Tenso
     """
     up = _AXES.index(up_axis)
     across = [axis for axis in range(3) if axis != up]
-    centered = points - points.mean(1, keepdim=True)
-    plane = centered[:, :, across]
-    covariance = plane.transpose(1, 2) @ plane
-    angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 0, 0] - covariance[:, 1, 1])
-    first = torch.stack([angle.cos(), angle.sin()], dim=1)
-    sign = (plane @ first.unsqueeze(2)).pow(3).sum((1, 2)).sign()
+    with full_float32(points.device):
+        points = in_full_precision(points)
+        centered = points - points.mean(1, keepdim=True)
+        plane = centered[:, :, across]
+        covariance = plane.transpose(1, 2) @ plane
+        angle = 0.5 * torch.atan2(2 * covariance[:, 0, 1], covariance[:, 0, 0] - covariance[:, 1, 1])
+        first = torch.stack([angle.cos(), angle.sin()], dim=1)
+        sign = (plane @ first.unsqueeze(2)).pow(3).sum((1, 2)).sign()
     first = first * torch.where(sign == 0, 1.0, sign).unsqueeze(1)
     rotation = points.new_zeros(points.shape[0], 3, 3)
     rotation[:, up, up] = 1
@@ -81,6 +85,7 @@ class PointNetWAE(WAE):
         up_axis: The axis that is up.
         num_points: Number of points of the decoder that is left None.
         latent_dim: d for a prior that is left None; None means 128.
+        input_range: Least and largest coordinate; None: any finite numbers.
         **kwargs: See :class:`~wae_lightning.base.WAE`.
 
     Raises:
@@ -108,6 +113,7 @@ class PointNetWAE(WAE):
         up_axis: Literal["x", "y", "z"] = "y",
         num_points: int = 2048,
         latent_dim: int | None = None,
+        input_range: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= coupling <= 1 or coupled_codes < 1:
@@ -134,12 +140,12 @@ class PointNetWAE(WAE):
             penalty_weight=penalty_weight,
             noise=noise,
             latent_dim=latent_dim,
+            input_range=input_range,
             **kwargs,
         )
         self.coupling = coupling
         self.coupling_weight = coupling_weight
         self.coupled_codes = coupled_codes
-        self._latest_codes: Tensor | None = None
         self.orthogonality_weight = orthogonality_weight
         self.invariance = tuple(invariance or ())
         self.up_axis: Literal["x", "y", "z"] = up_axis
@@ -169,51 +175,73 @@ class PointNetWAE(WAE):
         posed, rotation, scale = self._into_pose(x)
         return super().forward(posed) * scale @ rotation.transpose(1, 2)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions (B, num_points, 3)."""
-        x = self._input(batch)
+        x = self.inputs_of(batch)
         return self.encode(x), self(x)
 
-    def _check_range(self, x: Tensor) -> None:
-        # once, at the first batch: on a GPU it waits for the device
+    def inputs_of(self, batch: Any) -> Tensor:
+        """The point sets (B, N, 3) in a batch."""
+        x: Tensor = super().inputs_of(batch)
         check_point_sets(x)
-        if not x.isfinite().all():
-            raise ValueError("point sets must be finite, got NaN or infinite coordinates")
-        empty = (x.amax(1) == x.amin(1)).all(1)
-        if x.shape[1] > 1 and empty.any():
-            raise ValueError(f"point set {int(empty.int().argmax())} of the first batch has all points in one place")
+        return x
 
-    def _codes_and_cost(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        if batch_idx == 0:
+            # once an epoch: on a GPU it waits for the device
+            _check_extent(self.inputs_of(batch))
+        return super().training_step(batch, batch_idx)
+
+    def draw_codes(self, x: Tensor) -> Tensor:
+        return super().draw_codes(self._into_pose(x)[0] if self.invariance else x)
+
+    def terms(self, x: Tensor, code: Tensor) -> dict[str, Tensor]:
+        """As in the base class; beside these ``orthogonality`` of T-Nets and ``coupling``, where they have a weight."""
         if self.invariance:
             x = self._into_pose(x)[0]
-        if not self.training:
-            return super()._codes_and_cost(x)
+        own = code[:: self.penalty.codes_per_input]
+        terms: dict[str, Tensor] = {}
         if self.coupling == 0 and self.coupling_weight == 0:
-            z, cost = super()._codes_and_cost(x)
+            terms |= super().terms(x, code)
         else:
-            several = self.penalty.codes_per_input
-            z = self._encode(x, noise=True, codes_per_input=several)
-            first = z[::several]
-            partner = self._prior_partners(first.detach())
-            chosen = torch.rand(len(x), 1, device=x.device) < self.coupling
-            way = torch.rand(len(x), 1, device=x.device) * chosen
-            reconstruction = self.decode(first + way * (partner - first.detach()))
-            with torch.autocast(x.device.type, enabled=False):
-                cost = self.cost(x.float(), reconstruction.float()).mean()
-                cost = cost + self.coupling_weight * (first.float() - partner).square().mean()
-            z = z.float()
+            partner = self._prior_partners(own.detach())
+            moved = own
+            if self.training:
+                chosen = torch.rand(len(x), 1, device=x.device) < self.coupling
+                way = torch.rand(len(x), 1, device=x.device) * chosen
+                moved = own + way * (partner - own.detach())
+            terms["cost"] = self._mean_cost(x, self._decode(moved))
+            terms["coupling"] = (own.float() - partner).square().mean()
         if isinstance(self.encoder, PointNetEncoder):
-            cost = cost + self.orthogonality_weight * self.encoder.orthogonality()
-        return z, cost
+            terms["orthogonality"] = self.encoder.orthogonality()
+        return terms
+
+    def term_weights(self) -> dict[str, float]:
+        weights = super().term_weights()
+        if self.coupling > 0 or self.coupling_weight > 0:
+            weights["coupling"] = self.coupling_weight
+        if isinstance(self.encoder, PointNetEncoder):
+            weights["orthogonality"] = self.orthogonality_weight
+        return weights
 
     @torch.no_grad()
-    def _prior_partners(self, z: Tensor) -> Tensor:
+    def _prior_partners(self, code: Tensor) -> Tensor:
         """Assigns a draw from the prior to each code (B, latent_dim), together with the latest codes."""
-        z = z.float()
-        past = z[:0] if self._latest_codes is None else self._latest_codes.to(z)
-        codes = torch.cat([z, past])[: max(self.coupled_codes, len(z))]
-        self._latest_codes = codes
-        draws = self._prior_like(codes)
+        code = code.float()
+        codes = torch.cat([code, self.memory.latest(self.coupled_codes - len(code), like=code)])
+        draws = self.prior_like(codes)
         distances = torch.cdist(codes, draws).square()
         assigned = torch.from_numpy(linear_sum_assignment(distances.cpu().numpy())[1])
-        return draws[assigned[: len(z)].to(draws.device)]
+        return draws[assigned[: len(code)].to(draws.device)]
+
+
+def _check_extent(x: Tensor) -> None:
+    """Refuses point sets (B, N, 3) of a single place, and warns of ones that are far from normalised."""
+    radius, empty = torch.stack([x.abs().amax(), (x.amax(1) == x.amin(1)).all(1).float().argmax()]).tolist()
+    if x.shape[1] > 1 and bool((x[int(empty)].amax(0) == x[int(empty)].amin(0)).all()):
+        raise ValueError(f"point set {int(empty)} of the first batch has all points in one place")
+    if radius > 100:
+        rank_zero_warn(
+            f"point sets reach {radius:.4g} from the origin, and the cost grows with the square: normalise them, as "
+            "ModelNet40DataModule does, to about the unit ball"
+        )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wae_lightning.precision import in_full_precision
+
 __all__ = ["Normal", "Prior", "Sphere", "Uniform"]
 
 
@@ -17,7 +19,7 @@ class Prior(ABC):
 
     Args:
         latent_dim: Number of latent dimensions d, at least 1.
-        scale: Its scale, positive; each class says what it scales.
+        scale: Its scale, from 1e-15 to 1e15, so that squares of codes fit into float32; each class says what it scales.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -28,6 +30,10 @@ class Prior(ABC):
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"scale of the prior must be positive and finite, got {scale}")
+        if not 1e-15 <= scale <= 1e15:
+            raise ValueError(
+                f"scale of the prior must lie between 1e-15 and 1e15, or squares of codes overflow float32; got {scale}"
+            )
         self.latent_dim = latent_dim
         self.scale = scale
 
@@ -57,7 +63,7 @@ class Prior(ABC):
         return self.scale * self._sample_unscaled(n, generator, drawn_on).to(target)
 
     def project(self, z: Tensor) -> Tensor:
-        """Maps what an encoder puts out, (B, latent_dim), into the support of the prior."""
+        """Maps what an encoder puts out, (B, latent_dim), into the support of the prior, in float32 where it rounds."""
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -85,11 +91,11 @@ class Normal(Prior):
         return 2.0 * self.latent_dim * self.scale**2
 
     def _sample_unscaled(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        return torch.randn(n, self.latent_dim, generator=generator, device=device)
+        return torch.randn(n, self.latent_dim, generator=generator, device=device, dtype=torch.float32)
 
     def log_prob(self, z: Tensor) -> Tensor:
         constant = self.latent_dim * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
-        return -0.5 * (z / self.scale).square().sum(1) - constant
+        return -0.5 * (in_full_precision(z) / self.scale).square().sum(1) - constant
 
 
 class Uniform(Prior):
@@ -107,10 +113,10 @@ class Uniform(Prior):
         return 2.0 * self.latent_dim * self.scale**2 / 3.0
 
     def _sample_unscaled(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        return 2 * torch.rand(n, self.latent_dim, generator=generator, device=device) - 1
+        return 2 * torch.rand(n, self.latent_dim, generator=generator, device=device, dtype=torch.float32) - 1
 
     def project(self, z: Tensor) -> Tensor:
-        return self.scale * torch.tanh(z)
+        return self.scale * torch.tanh(in_full_precision(z))
 
 
 class Sphere(Prior):
@@ -129,7 +135,7 @@ class Sphere(Prior):
         return 2.0 * self.scale**2
 
     def _sample_unscaled(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-        return F.normalize(torch.randn(n, self.latent_dim, generator=generator, device=device))
+        return F.normalize(torch.randn(n, self.latent_dim, generator=generator, device=device, dtype=torch.float32))
 
     def project(self, z: Tensor) -> Tensor:
-        return self.scale * F.normalize(z)
+        return self.scale * F.normalize(in_full_precision(z))

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wae_lightning.base import WAE, in_full_precision
+from wae_lightning.base import WAE
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.noise import GaussianNoise
-from wae_lightning.penalties import NoPenalty
+from wae_lightning.penalties import NoPenalty, Penalty
+from wae_lightning.precision import in_full_precision
 
 __all__ = ["VAE", "AutoEncoder"]
 
@@ -31,6 +32,14 @@ class AutoEncoder(WAE):
             if name in wae:
                 raise ValueError(f"AutoEncoder has no {name}: a WAE without penalty is what it is")
         super().__init__(penalty=NoPenalty(), penalty_weight=0.0, **wae)
+
+
+class _Divergence(Penalty):
+    """The mean over codes of KL(N(mean, diag variance) || N(0, I)), of rows (z, mean, variance)."""
+
+    def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
+        _, mean, variance = z.chunk(3, dim=1)
+        return 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1).mean()
 
 
 class VAE(WAE):
@@ -65,30 +74,16 @@ class VAE(WAE):
         if not isinstance(noise, GaussianNoise):
             raise ValueError(f"VAE needs a Gaussian encoder, noise=GaussianNoise(); got {type(noise).__name__}")
         cost = cost or BinaryCrossEntropy()
-        super().__init__(cost=cost, penalty=NoPenalty(), penalty_weight=penalty_weight, noise=noise, **wae)
+        super().__init__(cost=cost, penalty=_Divergence(), penalty_weight=penalty_weight, noise=noise, **wae)
 
-    def _codes_cost_and_divergence(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert isinstance(self.noise, GaussianNoise)
+    def draw_codes(self, x: Tensor) -> Tensor:
+        """Draws codes and says where from: rows (z, mean, variance), (B, 3 · latent_dim)."""
         features = self._features(x)
-        with torch.autocast(x.device.type, enabled=False):
+        assert isinstance(self.noise, GaussianNoise)
+        with torch.autocast(features.device.type, enabled=False):
             features = in_full_precision(features)
             mean, variance = self.noise.mean(features), self.noise.variance(features)
-            divergence = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1).mean()
-            z = mean + variance.sqrt() * torch.randn_like(mean)
-        reconstruction = self.decode(z)
-        with torch.autocast(x.device.type, enabled=False):
-            cost = self.cost(in_full_precision(x), in_full_precision(reconstruction)).mean()
-        return z, cost, divergence
+            return torch.cat([mean + variance.sqrt() * torch.randn_like(mean), mean, variance], dim=1)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x = self._input(batch)
-        if batch_idx == 0 and self.current_epoch == 0:
-            self._check_range(x)
-        z, cost, divergence = self._codes_cost_and_divergence(x)
-        self._remember(z)
-        self._log_step({"train/cost": cost, "train/penalty": divergence})
-        return cost + self.penalty_weight * divergence
-
-    def _evaluation_terms(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        z, cost, divergence = self._codes_cost_and_divergence(self._input(batch))
-        return z, {"cost": cost, "penalty": divergence, "loss": cost + self.penalty_weight * divergence}
+    def terms(self, x: Tensor, code: Tensor) -> dict[str, Tensor]:
+        return super().terms(x, code[:, : self.latent_dim])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wae_lightning.precision import full_float32
+
 __all__ = ["MixtureSampler"]
 
 
@@ -37,18 +39,24 @@ class MixtureSampler:
             raise ValueError(f"components must lie between 1 and the number of codes, got {components}, {len(codes)}")
         if not codes.isfinite().all():
             raise ValueError("codes must be finite, got NaN or infinity")
-        array = codes.detach().double().cpu().numpy()
+        array = codes.detach().cpu().double().numpy()
         mixture = GaussianMixture(components, reg_covar=reg_covar, random_state=seed).fit(array)
         self.latent_dim = codes.shape[1]
-        self.weights = torch.from_numpy(mixture.weights_)
-        self.means = torch.from_numpy(mixture.means_)
-        self._roots = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+        self.weights = torch.from_numpy(mixture.weights_).float()
+        self.means = torch.from_numpy(mixture.means_).float()
+        self._roots = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)).float()
 
     def sample(
         self, n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Draws codes, float32 of shape (n, latent_dim), on the CPU and moved to ``device``; their order is random."""
-        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.latent_dim, 1, generator=generator, dtype=torch.float64)
-        z: Tensor = self.means[chosen] + (self._roots[chosen] @ noise).squeeze(2)
-        return z.float().to(device)
+        """Draws codes in random order; arguments and result are those of :meth:`Prior.sample
+        <wae_lightning.priors.Prior.sample>`.
+        """
+        target = torch.device(device or "cpu")
+        drawn_on = target if generator is None else generator.device
+        weights, means, roots = (x.to(drawn_on) for x in (self.weights, self.means, self._roots))
+        chosen = torch.multinomial(weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.latent_dim, 1, generator=generator, device=drawn_on, dtype=torch.float32)
+        with full_float32(drawn_on):
+            z: Tensor = means[chosen] + (roots[chosen] @ noise).squeeze(2)
+        return z.to(target)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-__all__ = ["DividedLR"]
+__all__ = ["DividedLR", "OneCycle"]
 
 
 class DividedLR(LambdaLR):
@@ -51,3 +52,33 @@ class DividedLR(LambdaLR):
     def _factor(self, epoch: int) -> float:
         passed = (divisor for start, divisor in zip(self.milestones, self.divisors, strict=True) if epoch >= start)
         return 1 / math.prod(passed)
+
+
+class OneCycle(OneCycleLR):
+    """Torch's ``OneCycleLR``, of a length that is no part of its state: a resumed run may be longer or shorter.
+
+    A run that is too short for a rise and a fall takes the first steps of the shortest cycle.
+
+    Args:
+        optimizer: The optimizer.
+        max_lr: Largest learning rate, or one for each parameter group.
+        total_steps: Length of the cycle.
+        pct_start: Share of the cycle in which the rate rises.
+        arguments: The other arguments of ``OneCycleLR``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float | list[float],
+        total_steps: int,
+        pct_start: float = 0.3,
+        **arguments: Any,
+    ) -> None:
+        total_steps = max(total_steps, 4)
+        if pct_start * total_steps <= 1:
+            pct_start = 2 / total_steps
+        super().__init__(optimizer, max_lr, total_steps=total_steps, pct_start=pct_start, **arguments)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch}

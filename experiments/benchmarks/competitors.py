@@ -16,24 +16,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.turns import WARM_UP, Seconds, StepTimer
-from datamodules import MNISTDataModule
-from datamodules.images import ImageDataModule, Images
+from benchmarks.turns import stopwatch
 from wae_lightning import WAE
-from wae_lightning.lightning import LightningModule, TensorBoardLogger, Trainer
+from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 from wae_lightning.penalties.adversarial import Adversarial
 
-__all__ = ["Steps", "bare_loop", "plain_lightning", "pythae_trainer", "training_images"]
+__all__ = ["WARM_UP", "StepTimer", "Steps", "bare_loop", "plain_lightning"]
 
-Steps = Callable[[int], Any]
+Steps = Callable[[int], float | None]
+"""Trains so many steps; returns the seconds per step if it timed them itself."""
+WARM_UP = 5
+"""Steps at the beginning of each epoch of Lightning's that do not count."""
 
 
-def training_images(data: ImageDataModule, device: torch.device) -> Tensor:
-    data.prepare_data()
-    data.setup("fit")
-    images = data.train_set
-    assert isinstance(images, Images)
-    return (images.images[images.rows].float() / 255).to(device)
+class StepTimer(Callback):
+    """Takes each epoch's seconds per training step, from the end of the ``WARM_UP``-th to the end of the last."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == WARM_UP:
+            self.elapsed = stopwatch(self.device)
+        elif trainer.is_last_batch:
+            self.times.append(self.elapsed() / (batch_idx + 1 - WARM_UP))
+
+
+def _codes(model: WAE, x: Tensor) -> Tensor:
+    z = model.noise(model.encoder(model.noise.on_input(x)))
+    return model.prior.project(z if model.standardize is None else model.prior.scale * model.standardize(z))
 
 
 def _networks_and_critic(model: WAE) -> tuple[list[Tensor], list[Tensor]]:
@@ -51,12 +63,10 @@ def _flow_loss(model: WAE, z: Tensor, past: Tensor) -> Tensor | float:
     return loss / model.latent_dim
 
 
-def bare_loop(
-    model: WAE, images: Tensor, batch_size: int, total_steps: int = 10_000, bf16: bool = False, compiled: bool = False
-) -> Steps:
+def bare_loop(model: WAE, images: Tensor, batch_size: int, bf16: bool = False, compiled: bool = False) -> Steps:
     """The same training in plain PyTorch: networks, loss, optimizers and schedules of the model, floats in one tensor.
 
-    ``total_steps`` is for schedules that need a length.
+    A critic is updated first, and the auto-encoder against the updated one.
     """
     model = copy.deepcopy(model).train().to(images.device)
     if compiled:
@@ -68,8 +78,8 @@ def bare_loop(
     critic_optimizer = penalty.make_optimizer(of_critic) if isinstance(penalty, Adversarial) else None
     scheduler: Any = None
     if model.make_lr_scheduler is not None:
-        try:
-            scheduler = model.make_lr_scheduler(optimizer, total_steps=total_steps)  # type: ignore[call-arg]
+        try:  # schedules that need a length get one that is never reached
+            scheduler = model.make_lr_scheduler(optimizer, total_steps=10_000)  # type: ignore[call-arg]
         except TypeError:
             scheduler = model.make_lr_scheduler(optimizer)
     batches: Iterator[Tensor] = itertools.chain.from_iterable(
@@ -83,21 +93,21 @@ def bare_loop(
         for rows in itertools.islice(batches, count):
             x = images[rows]
             with mixed:
-                z = model._encode(x, noise=True)
+                z = _codes(model, x)
                 reconstruction = model.decoder(z)
             z = z.float()
-            cost = model.cost(x, reconstruction.float()).mean()
-            loss = cost + weight * penalty(z, model.prior.sample(len(z), device=z.device)) + _flow_loss(model, z, past)
-            past = z.detach()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
             if critic_optimizer is not None:
                 assert isinstance(penalty, Adversarial)
                 critic_loss, _ = penalty.critic_loss(z.detach(), model.prior.sample(len(z), device=z.device))
                 critic_optimizer.zero_grad()
                 (weight * critic_loss).backward()
                 critic_optimizer.step()
+            cost = model.cost(x, reconstruction.float()).mean()
+            loss = cost + weight * penalty(z, model.prior.sample(len(z), device=z.device)) + _flow_loss(model, z, past)
+            past = z.detach()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
             if scheduler is not None:
                 scheduler.step()
 
@@ -116,46 +126,43 @@ class PlainModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         x, _ = batch
         model, penalty = self.model, self.model.penalty
-        z = model._encode(x, noise=True)
+        z = _codes(model, x)
         cost = model.cost(x, model.decoder(z)).mean()
+        if isinstance(penalty, Adversarial):
+            networks, critic = self.optimizers()  # type: ignore[misc]
+            critic_loss, _ = penalty.critic_loss(z.detach(), model.prior.sample(len(z), device=z.device))
+            self.log("critic_loss", critic_loss, prog_bar=True)
+            critic.zero_grad()
+            self.manual_backward(model.penalty_weight * critic_loss)
+            critic.step()
         distance = penalty(z, model.prior.sample(len(z), device=z.device))
         loss = cost + model.penalty_weight * distance + _flow_loss(model, z, self.past.to(z))
         self.past = z.detach()
-        self.log("cost", cost, prog_bar=True)
-        self.log("penalty", distance, prog_bar=True)
-        self.log("loss", loss, prog_bar=True)
-        if not isinstance(penalty, Adversarial):
+        self.log_dict({"cost": cost, "penalty": distance, "loss": loss}, prog_bar=True)
+        if self.automatic_optimization:
             return loss
-        networks, critic = self.optimizers()  # type: ignore[misc]
         networks.zero_grad()
         self.manual_backward(loss)
         networks.step()
-        critic_loss, _ = penalty.critic_loss(z.detach(), model.prior.sample(len(z), device=z.device))
-        self.log("critic_loss", critic_loss, prog_bar=True)
-        critic.zero_grad()
-        self.manual_backward(model.penalty_weight * critic_loss)
-        critic.step()
         return None
 
     def configure_optimizers(self) -> Any:
         return [torch.optim.Adam(group, lr=1e-3) for group in _networks_and_critic(self.model) if group]
 
 
-def plain_lightning(model: WAE, root: str | None, batch_size: int, device: torch.device) -> Callable[[int], Seconds]:
-    """torchvision's data set in a DataLoader without workers, and the plain module in a trainer as it comes."""
+def plain_lightning(model: WAE, images: Tensor, root: str | None, batch_size: int, device: torch.device) -> Steps:
+    """torchvision's data set in a DataLoader without workers, and the plain module in a trainer as it comes.
+
+    Without ``root`` the data are ``images``, one at a time.
+    """
     from torchvision.datasets import MNIST
     from torchvision.transforms import ToTensor
 
-    if root is None:
-        # the bundled digits, one at a time
-        bundled = MNISTDataModule()
-        bundled.setup("fit")
-        data: Any = TensorDataset(bundled.train_set.images.float() / 255, bundled.train_set.labels)
-    else:
-        data = MNIST(root, transform=ToTensor())
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    data: Any = TensorDataset(images.cpu(), labels) if root is None else MNIST(root, transform=ToTensor())
     plain = PlainModule(copy.deepcopy(model))
 
-    def steps(count: int) -> Seconds:
+    def steps(count: int) -> float:
         timer = StepTimer(device)
         trainer = Trainer(
             accelerator=device.type,
@@ -170,41 +177,5 @@ def plain_lightning(model: WAE, root: str | None, batch_size: int, device: torch
         )
         trainer.fit(plain, DataLoader(data, batch_size, shuffle=True))
         return timer.times[0]
-
-    return steps
-
-
-def pythae_trainer(model: WAE, images: Tensor, batch_size: int) -> Steps:
-    """pythae's WAE_MMD and its trainer on the networks of the model; its encoder is without noise."""
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import WAE_MMD, WAE_MMD_Config
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
-    from pythae_results import Decoder, Encoder
-
-    class Mean(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = copy.deepcopy(model.encoder)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return model.noise.mean(self.encoder(x))
-
-    d = model.latent_dim
-    settings = WAE_MMD_Config(input_dim=tuple(images.shape[1:]), latent_dim=d, kernel_choice="imq", reg_weight=10.0)
-    wae = WAE_MMD(settings, Encoder(Mean()), Decoder(copy.deepcopy(model.decoder)))
-    flags = BaseTrainerConfig(
-        output_dir="pythae",
-        per_device_train_batch_size=batch_size,
-        no_cuda=images.device.type == "cpu",
-        learning_rate=1e-3,
-    )
-    trainers: dict[int, Any] = {}
-
-    def steps(count: int) -> None:
-        if count not in trainers:
-            few = BaseDataset(images[: count * batch_size].cpu(), torch.zeros(count * batch_size))
-            trainers[count] = BaseTrainer(wae, few, None, flags)
-            trainers[count].prepare_training()
-        trainers[count].train_step(1)
 
     return steps

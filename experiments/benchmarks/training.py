@@ -1,34 +1,30 @@
-"""Training steps against those of the competitors, on one and more threads, in lower precision, and compiled.
-
-The competitors take turns between the epochs of one Lightning run, a few dozen steps each. Of Lightning's epochs the
-steps after the first ``WARM_UP`` are timed. In this process the memory allocator is set as ``train.py`` sets it; the
-competitors have processes of their own, where it is as it comes, and the bare loop runs in both.
-"""
+"""Training steps through Lightning against those of the competitors, which take turns between Lightning's epochs."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
-import logging
 import os
-import warnings
-from collections import defaultdict
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
-import train
+from reproduce.pythae_trainer import pythae_trainer
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.competitors import Steps, bare_loop, plain_lightning, pythae_trainer, training_images
-from benchmarks.turns import WARM_UP, Options, Seconds, StepTimer, median, ratio, seconds_of
+from benchmarks.competitors import WARM_UP, Steps, StepTimer, bare_loop, plain_lightning
+from benchmarks.turns import Options, median, ratio, seconds_of, stopwatch
 from datamodules.images import ImageDataModule, Images
+from wae_lightning import WAE
+from wae_lightning.cli import train
+from wae_lightning.cli.flags import complete_flags
 from wae_lightning.lightning import LightningModule, Trainer
 
-__all__ = ["epochs_of", "precision", "quietly", "run_of", "threads", "training"]
+__all__ = ["precision", "run_of", "training"]
 
 
 @contextmanager
@@ -44,150 +40,140 @@ def run_of(options: Options, config: str, *flags: str) -> train.Train:
     if options.root is not None and config.startswith("mnist"):
         flags += (f"--data.root={options.root}",)
     with quietly():
-        return train.Train(*train.with_full_names(list(flags)))
+        return train.Train(*complete_flags(list(flags)))
 
 
-def epochs_of(steps: int, rounds: int) -> tuple[str, ...]:
-    return f"--max_epochs={rounds + 1}", f"--limit_train_batches={WARM_UP + steps}", "--limit_val_batches=0"
-
-
-class RandomImages(ImageDataModule):
-    """Noise in the place of a data set that is not at hand: it takes as long."""
-
-    def __init__(self, shape: tuple[int, int, int], batch_size: int, count: int, on_device: bool | None = None) -> None:
-        super().__init__(batch_size, 0, on_device)
-        self.shape = shape
-        self.count = count
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.shape
-
-    def setup(self, stage: str = "fit") -> None:
-        images = torch.randint(256, (self.count, *self.shape), dtype=torch.uint8)
-        self.train_set = self.val_set = self.test_set = Images(images, torch.zeros(self.count))
+def training_images(data: ImageDataModule, device: torch.device) -> Tensor:
+    data.prepare_data()
+    data.setup("fit")
+    batches = [data.on_after_batch_transfer(batch, 0)[0] for batch in data.train_dataloader()]
+    return torch.cat(batches).to(device)
 
 
 class Turns(StepTimer):
-    """Lets the competitors take a turn before each epoch, and notes the times of all but the first turns."""
+    """Lets the competitors take a turn before each epoch, and notes the seconds per step of all but the first turns."""
 
     def __init__(self, competitors: dict[str, Steps], steps: int, device: torch.device) -> None:
         super().__init__(device)
         self.competitors = competitors
         self.steps = steps
-        self.of_competitors: dict[str, list[Seconds]] = defaultdict(list)
+        self.of_competitors: dict[str, list[float]] = {name: [] for name in competitors}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, competitor in self.competitors.items():
-            taken = seconds_of(functools.partial(competitor, self.steps), self.device)
+            elapsed = stopwatch(self.device)
+            timed_itself = competitor(self.steps)
             if trainer.current_epoch > 0:
-                self.of_competitors[name].append(taken)
+                self.of_competitors[name].append(timed_itself or elapsed() / self.steps)
 
 
 def in_turns_with(
-    competitors: dict[str, Steps], options: Options, run: train.Train, steps: int, data: ImageDataModule | None = None
-) -> dict[str, list[Seconds]]:
-    turns = Turns(competitors, steps, options.device)
+    competitors: dict[str, Steps], run: train.Train, steps: int, device: torch.device, data: ImageDataModule
+) -> dict[str, list[float]]:
+    """Seconds per step of Lightning and of each competitor, a number for each epoch but the first."""
+    turns = Turns(competitors, steps, device)
     # first, so that the other callbacks' work lies between its marks
     run.trainer.callbacks.insert(0, turns)
     with quietly():
-        run.trainer.fit(run.model, data or run.datamodule)
+        run.trainer.fit(run.model, data)
     return {"lightning": turns.times[1:], **turns.of_competitors}
 
 
-def _serve(turns: Connection, name: str, flags: tuple[str, ...], options: Options, count: int) -> None:
-    torch.set_num_threads(count)
-    warnings.simplefilter("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    run = run_of(options, *flags)
-    images, size = training_images(run.datamodule, options.device), run.datamodule.batch_size
-    if name == "plain Lightning":
-        steps: Steps = plain_lightning(run.model, options.root, size, options.device)
-    else:
-        steps = {"bare loop": bare_loop, "pythae WAE_MMD": pythae_trainer}[name](run.model, images, size)
-    with suppress(EOFError), quietly():
-        while True:
-            turns.send(seconds_of(functools.partial(steps, turns.recv()), options.device))
+def _limits(steps: int, rounds: int) -> tuple[str, ...]:
+    return f"--max_epochs={rounds + 1}", f"--limit_train_batches={WARM_UP + steps}", "--limit_val_batches=0"
 
 
-@contextmanager
-def in_processes_of_their_own(names: list[str], flags: tuple[str, ...], options: Options) -> Iterator[dict[str, Steps]]:
-    """Competitors that wait in processes of their own for their turns."""
-    context = get_context("spawn")
-    turns = {}
-    for name in names:
-        turns[name], others_end = context.Pipe()
-        context.Process(
-            target=_serve, args=(others_end, name, flags, options, torch.get_num_threads()), daemon=True
-        ).start()
-        others_end.close()
+def _pythae(model: WAE, images: Tensor, batch_size: int) -> Steps:
+    """pythae's trainer on the networks of the model; its encoder is without noise."""
 
-    def turn(connection: Connection, count: int) -> Seconds:
-        connection.send(count)
-        return connection.recv()  # type: ignore[no-any-return]
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.noise = copy.deepcopy(model.encoder), copy.deepcopy(model.noise)
 
-    try:
-        yield {name: functools.partial(turn, connection) for name, connection in turns.items()}
-    finally:
-        for connection in turns.values():
-            connection.close()
+        def forward(self, x: Tensor) -> Tensor:
+            mean: Tensor = self.noise.mean(self.encoder(x))
+            return mean
+
+    networks, dim = (Mean(), copy.deepcopy(model.decoder)), model.latent_dim
+
+    @functools.cache
+    def trainer_of(count: int) -> Any:
+        few = images[torch.arange(count * batch_size, device=images.device) % len(images)]
+        return pythae_trainer(*networks, dim, few, batch_size)
+
+    def steps(count: int) -> None:
+        trainer_of(count).train_step(1)
+
+    return steps
 
 
 def training(options: Options) -> dict[str, Any]:
-    """Images per second of the configs and of their competitors, by the clock, and the ratios of the two."""
+    """Images per second of the configs and of their competitors, and the ratios of the two."""
     rows: dict[str, Any] = {}
-    steps, rounds = (15, 2) if options.quick else (40, 10)
-    others = ["bare loop", "plain Lightning"] + ["pythae WAE_MMD"] * bool(importlib.util.find_spec("pythae"))
+    steps, rounds = (8, 2) if options.quick else (40, 10)
     # the last is what pythae trains: it has no flow
     variants = {
         "mnist_wae_mmd": ("mnist_wae_mmd",),
         "mnist_wae_gan": ("mnist_wae_gan",),
         "mnist_wae_mmd without its flow": ("mnist_wae_mmd", "--model.flow=null"),
     }
-    for variant, flags in list(variants.items())[: 1 if options.quick else None]:
-        run = run_of(options, *flags, *epochs_of(steps, rounds))
-        images, size = training_images(run.datamodule, options.device), run.datamodule.batch_size
-        with in_processes_of_their_own(others, flags, options) as competitors:
-            competitors["bare loop, allocator as it comes"] = competitors.pop("bare loop")
-            competitors["bare loop"] = bare_loop(run.model, images, size)
-            times = in_turns_with(competitors, options, run, steps)
-        rows[variant] = {"lightning": {"images/s": steps * size / median(times["lightning"])}}
+    for variant, flags in list(variants.items())[: 2 if options.quick else None]:
+        run = run_of(options, *flags, *_limits(steps, rounds))
+        data: Any = run.datamodule
+        images, size = training_images(data, options.device), data.batch_size
+        competitors: dict[str, Steps] = {
+            "bare loop": bare_loop(run.model, images, size),
+            "plain Lightning": plain_lightning(run.model, images, options.root, size, options.device),
+        }
+        if importlib.util.find_spec("pythae"):
+            competitors["pythae WAE_MMD"] = _pythae(run.model, images, size)
+        times = in_turns_with(competitors, run, steps, options.device, data)
+        rows[f"{variant}, lightning"] = {"images/s": size / median(times["lightning"])}
         for name in competitors:
             faster = ratio(times[name], times["lightning"])
-            rows[variant][name] = {
-                "images/s": steps * size / median(times[name]),
-                "lightning/this": faster["wall"],
-                "lightning/this, CPU time": faster["cpu"],
-            }
+            rows[f"{variant}, {name}"] = {"images/s": size / median(times[name]), "lightning/this": faster}
     return rows
 
 
-def threads(options: Options) -> dict[str, Any]:
-    """Images per second of the bare loop of the default networks with one and more threads of PyTorch."""
-    if options.device.type != "cpu":
-        return {}
-    run = run_of(options, "mnist_wae_mmd")
-    size = run.datamodule.batch_size
-    loop = bare_loop(run.model, training_images(run.datamodule, options.device), size)
-    before = torch.get_num_threads()
-    counts = [count for count in (1, 2, 4, 8) if count <= (os.cpu_count() or 1)]
-    steps, times = 15 if options.quick else 40, defaultdict(list)
-    for _ in range(2 if options.quick else 6):
-        for count in counts:
-            torch.set_num_threads(count)
-            loop(2)
-            times[count].append(seconds_of(lambda: loop(steps), options.device))
-    torch.set_num_threads(before)
-    return {f"{count} threads": {"images/s": steps * size / median(times[count])} for count in counts}
+class RandomImages(ImageDataModule):
+    """Noise in the place of a data set: it takes as long, and an epoch has as many batches as are asked for."""
+
+    def __init__(self, shape: tuple[int, ...], batch_size: int, batches: int) -> None:
+        super().__init__(batch_size, 0)
+        self.shape = shape
+        self.count = batch_size * batches
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.shape
+        return channels, height, width
+
+    def setup(self, stage: str = "fit") -> None:
+        images = torch.randint(256, (self.count, *self.shape), dtype=torch.uint8)
+        self.train_set = self.val_set = self.test_set = Images(images, torch.zeros(self.count))
+
+
+MODES = {
+    "float32": (),
+    "TF32": (),
+    "bf16-mixed": ("--precision=bf16-mixed",),
+    "bf16-mixed, compiled": ("--precision=bf16-mixed", "--model.compile=true"),
+}
+
+
+def _use_tf32(yes: bool) -> None:
+    torch.set_float32_matmul_precision("high" if yes else "highest")
+    torch.backends.cudnn.allow_tf32 = yes
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product: what the machine can do at best."""
+    """Floating-point operations per second of a large matrix product: what the device can do at best."""
     n = 1024 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device, dtype=dtype)
     product = functools.partial(torch.mm, a, a)
     product()
-    return float(2 * n**3 / min(seconds_of(product, device).wall for _ in range(5)))
+    return float(2 * n**3 / min(seconds_of(product, device) for _ in range(5)))
 
 
 def _operations_per_step(step: Steps) -> int:
@@ -197,63 +183,34 @@ def _operations_per_step(step: Steps) -> int:
 
 
 def precision(options: Options) -> dict[str, Any]:
-    """Lightning and the bare loop in float32, mixed precision and compiled; on a GPU also larger networks.
+    """Lightning against a bare loop in the same precision, compiled as it is, also at the paper's size.
 
     ``share of matmul rate`` is the arithmetic of matrix products and convolutions, forward and backward, in relation
-    to the largest rate that a matrix product reaches on this device in this precision.
+    to the rate that a large matrix product reaches on this device in the same precision.
     """
-    gpu = options.device.type == "cuda"
-    variants = {"float32": (), "bf16-mixed": ("--precision=bf16-mixed",)}
-    if not options.quick:
-        variants["compiled"] = ("--model.compile=true",)
-    if gpu:
-        variants["bf16-mixed, compiled"] = ("--precision=bf16-mixed", "--model.compile=true")
-        variants["bf16-mixed, CUDA graphs"] = ("--precision=bf16-mixed", "--model.compile=reduce-overhead")
-    configs = ["mnist_wae_mmd"]
-    if gpu:
-        configs += ["mnist_wae_mmd_paper", "celeba_wae_mmd", "celeba_wae_mmd_paper"]
-    steps, rounds = (8, 2) if options.quick else (20, 4)
-    if gpu:
-        steps, rounds = (50, 2) if options.quick else (200, 3)
-    rates = {bf16: _matmul_rate(options.device, torch.bfloat16 if bf16 else torch.float32) for bf16 in (False, True)}
-    rows: dict[str, Any] = {"matmul TFLOP/s": {"float32": rates[False] / 1e12, "bfloat16": rates[True] / 1e12}}
-    for config in configs:
-        for name, flags in variants.items():
-            bf16, compiled = "bf16" in name, "--model.compile" in " ".join(flags)
-            run = run_of(options, config, *epochs_of(steps, rounds), *flags)
-            size, data = run.datamodule.batch_size, None
-            if config.startswith("celeba"):
-                data = RandomImages((3, 64, 64), size, (WARM_UP + steps) * size)
-            images = training_images(data or run.datamodule, options.device)
-            plain = bare_loop(run.model, images, size)
-            competitors = {"float32": plain}
-            if flags:
-                competitors["bare"] = bare_loop(run.model, images, size, bf16=bf16, compiled=compiled)
-            operations = _operations_per_step(plain)
-            times = in_turns_with(competitors, options, run, steps, data)
-            per_step = median(times["lightning"]) / steps
-            rows[f"{config}, {name}"] = {
-                "images/s": size / per_step,
-                "lightning/bare loop": ratio(times["bare" if flags else "float32"], times["lightning"])["wall"],
-                "lightning/bare loop in float32": ratio(times["float32"], times["lightning"])["wall"],
-                "share of matmul rate": operations / per_step / rates[bf16],
+    configs = {"mnist_wae_mmd": (1, 28, 28), "mnist_wae_mmd_paper": (1, 28, 28), "celeba_wae_mmd_paper": (3, 64, 64)}
+    steps, rounds = (3, 1) if options.quick else (100, 2)
+    rows: dict[str, Any] = {}
+    for mode, flags in list(MODES.items())[: 3 if options.quick else None]:
+        _use_tf32(mode == "TF32")
+        bf16 = "bf16" in mode
+        rate = _matmul_rate(options.device, torch.bfloat16 if bf16 else torch.float32)
+        rows[f"matrix product, {mode.partition(',')[0]}"] = {"TFLOP/s": rate / 1e12}
+        for config, shape in list(configs.items())[: 1 if options.quick else None]:
+            if time.perf_counter() > options.deadline:
+                rows[f"{config}, {mode}"] = {"not measured": "time was up"}
+                continue
+            run = run_of(options, config, *_limits(steps, rounds), *flags)
+            data = RandomImages(shape, run.datamodule.batch_size, WARM_UP + steps)
+            images = training_images(data, options.device)
+            bare = bare_loop(run.model, images, data.batch_size, bf16, "compiled" in mode)
+            operations = _operations_per_step(bare_loop(run.model, images, data.batch_size))
+            times = in_turns_with({"bare": bare}, run, steps, options.device, data)
+            per_step = median(times["lightning"])
+            rows[f"{config}, {mode}"] = {
+                "images/s": data.batch_size / per_step,
+                "lightning/bare loop": ratio(times["bare"], times["lightning"]),
+                "share of matmul rate": operations / per_step / rate,
             }
-    if gpu:
-        rows |= _resident_against_host(options)
-    else:
-        not_measured = ("larger networks, GPU", "CUDA graphs, GPU", "resident against host data, GPU")
-        rows |= dict.fromkeys(not_measured, "not measured: no GPU")
-    return rows
-
-
-def _resident_against_host(options: Options) -> dict[str, Any]:
-    rows = {}
-    for config, shape in (("mnist_wae_mmd", (1, 28, 28)), ("celeba_wae_mmd", (3, 64, 64))):
-        steps, rounds = (50, 2) if options.quick else (200, 3)
-        for place, on_device in (("resident", True), ("host", False)):
-            run = run_of(options, config, *epochs_of(steps, rounds), "--precision=bf16-mixed")
-            size = run.datamodule.batch_size
-            data = RandomImages(shape, size, (WARM_UP + steps) * size, on_device)
-            times = in_turns_with({}, options, run, steps, data)
-            rows[f"{config}, bf16-mixed, data {place}"] = {"images/s": steps * size / median(times["lightning"])}
+    _use_tf32(False)
     return rows

@@ -32,6 +32,7 @@ from wae_lightning.metrics.completion import r_squared
 from wae_lightning.networks import Critic
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, NoPenalty
+from wae_lightning.report import ReportWAE
 
 
 class Regression(ConditionalWAE):
@@ -83,7 +84,7 @@ class CriticAndMMD(Adversarial):
 
 
 MODELS: dict[str, Any] = {
-    "report mode": functools.partial(ConditionalWAE, mode="report", penalty_weight=10.0),
+    "report mode": functools.partial(ReportWAE, penalty_weight=10.0),
     "marginal MMD": functools.partial(ConditionalWAE, match="marginal", penalty_weight=10.0),
     "joint MMD": lambda **arguments: ConditionalWAE(penalty=MMD(), penalty_weight=40.0, **arguments),
     "joint critic": ConditionalWAE,
@@ -180,7 +181,7 @@ def main() -> None:
             tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
             (measured,) = tester.test(model, data, verbose=False)
             table[name] = {"steps": steps} | {key.removeprefix("test/"): value for key, value in measured.items()}
-            if model.mode == "report":
+            if isinstance(model, ReportWAE):
                 table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}

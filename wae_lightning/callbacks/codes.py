@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wae_lightning.callbacks.png import add_png
-from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
+from wae_lightning.callbacks.pictures import Pictures, in_unit_range, inputs_of, tensorboard_writers
+from wae_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["CodePictures", "most_deviating_directions"]
 
@@ -57,12 +58,13 @@ def _plot(limit: float) -> tuple[Any, Any, Any]:
     return canvas, canvas.copy_from_bbox(canvas.figure.bbox), clouds
 
 
-class CodePictures(Callback):
-    """Shows codes in TensorBoard: over draws from the prior after each validation, in its projector after a test.
+class CodePictures(Pictures):
+    """Shows codes over draws from the prior after each validation and after a test, then also in the projector.
 
-    Validation codes are drawn as ``codes`` in the plane of the two directions where they deviate most from the prior:
-    if even there the two clouds look alike, the codes are right. Codes take the color of their label, where batches
-    have one. The projector shows test codes with their labels and, where inputs are images, small pictures of them.
+    Codes are drawn as ``codes`` in the plane of the two directions where they deviate most from the prior: if even
+    there the two clouds look alike, the codes are right. Codes take the color of their label, where batches have one.
+    TensorBoard's projector shows test codes with their labels and, where inputs are images, small pictures of them.
+    Codes of one dimension have no such picture.
 
     Args:
         count: How many codes and how many draws from the prior are shown, at least 2.
@@ -74,10 +76,29 @@ class CodePictures(Callback):
     def __init__(self, count: int = 1000) -> None:
         if count < 2:
             raise ValueError(f"count must be at least 2, got {count}")
-        self.count = count
-        self._codes: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._inputs: list[Tensor] = []
+        super().__init__(count)
+
+    def examples(self, model: Any, batch: Any, outputs: Any, count: int) -> dict[str, Tensor]:
+        """Takes the codes of a batch, which the model's step may hand over as ``codes``, its inputs and its labels."""
+        if model.latent_dim < 2:
+            return {}
+        x = inputs_of(model, batch)[:count]
+        given = outputs.get("codes") if isinstance(outputs, Mapping) else None
+        codes = model.encode(x, noise=True) if given is None else given[:count]
+        # a copy: with CUDA graphs the next step overwrites what it gave
+        found = {"codes": codes.to(torch.float32, copy=True)}
+        labels = labels_of(batch)
+        if labels is not None:
+            found["labels"] = labels[:count]
+        if model.trainer.testing and x.ndim == 4:
+            found["inputs"] = x
+        return found
+
+    def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws the codes that were kept over as many draws from the prior as there may be codes."""
+        z_prior = model.prior.sample(self.count, torch.Generator().manual_seed(0)).float()
+        labels = examples.get("labels")
+        return {"codes": self.draw(examples["codes"].cpu(), z_prior, None if labels is None else labels.cpu())}
 
     def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Tensor:
         """Draws codes over draws from the prior.
@@ -106,53 +127,27 @@ class CodePictures(Callback):
         pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
         return pixels.view(*canvas.get_width_height()[::-1], 4)[:, :, :3].permute(2, 0, 1)
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep(trainer, pl_module, outputs, batch, batch_idx)
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_test_epoch_end(trainer, pl_module)
+        writers = tensorboard_writers(trainer)
+        if writers and self.due(trainer):
+            kept = {name: rows.float().cpu() for name, rows in self.kept().items()}
+            labels = kept["labels"].int().tolist() if "labels" in kept else None
+            sprites = _sprites(in_unit_range(pl_module, kept["inputs"])) if "inputs" in kept else None
+            for writer in writers:
+                writer.add_embedding(kept["codes"], labels, sprites, trainer.global_step, "codes")
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _keep(self, trainer: Trainer, model: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._codes, self._labels, self._inputs = [], [], []
-        missing = self.count - sum(map(len, self._codes))
-        if missing > 0 and model.latent_dim > 1 and not trainer.sanity_checking:
-            x = batch[0] if isinstance(batch, list | tuple) else batch
-            given = outputs.get("codes") if isinstance(outputs, dict) else None
-            codes = model.encode(x[:missing], noise=True) if given is None else given[:missing]
-            self._codes.append(codes.float().cpu())
-            if trainer.testing and x.ndim == 4:
-                self._inputs.append(x[:missing].float().cpu())
-            if isinstance(batch, list | tuple) and batch[-1].ndim == 1:
-                self._labels.append(batch[-1][:missing].cpu())
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not self._codes or not writers or not trainer.is_global_zero:
-            return
-        model: Any = pl_module
-        z_prior = model.prior.sample(self.count, torch.Generator().manual_seed(0))
-        labels = torch.cat(self._labels) if self._labels else None
-        picture = self.draw(torch.cat(self._codes), z_prior, labels)
-        for writer in writers:
-            add_png(writer, "codes", picture, trainer.current_epoch, colors=64)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._codes or not trainer.is_global_zero:
-            return
-        labels = torch.cat(self._labels).tolist() if self._labels else None
-        sprites = _sprites(torch.cat(self._inputs)) if self._inputs else None
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_embedding(torch.cat(self._codes), labels, sprites, trainer.global_step, "codes")
-        self._inputs = []
+def labels_of(batch: Any) -> Tensor | None:
+    """Labels (B,) of a batch: its last element, or its ``label`` or ``labels``, if it has one number for each input."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("label", batch.get("labels"))
+    else:
+        labels = batch[-1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    return labels if isinstance(labels, Tensor) and labels.ndim == 1 else None
 
 
 def _sprites(images: Tensor) -> Tensor:
     """Small pictures of images (n, C, H, W) for the projector, which takes one sheet of at most 8192 x 8192 pixels."""
     side = min(images.shape[-1], images.shape[-2], 8192 // math.ceil(len(images) ** 0.5), 64)
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)

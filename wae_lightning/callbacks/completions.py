@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor
 
-from wae_lightning.callbacks.png import add_png
+from wae_lightning.callbacks.pictures import Pictures, in_unit_range
 from wae_lightning.kernels import squared_distances
-from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 
 __all__ = ["CompletionPictures", "most_ambiguous"]
 
@@ -38,8 +36,8 @@ def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tens
     return (variance / (x.flatten(1).square().sum(1) + 1)).topk(min(count, len(x))).indices
 
 
-class CompletionPictures(Callback):
-    """Draws completions: to TensorBoard after each validation, to ``completions.png`` in the log folder after a test.
+class CompletionPictures(Pictures):
+    """Draws completions for the loggers after each validation, and to ``completions.png`` after a test.
 
     Each row shows an observed part with the rest grey, the true image, and the image with ``columns`` completions of
     the hidden part. The rows are the most ambiguous images among the first 500 (see :func:`most_ambiguous`), chosen by
@@ -56,9 +54,18 @@ class CompletionPictures(Callback):
     def __init__(self, rows: int = 10, columns: int = 8) -> None:
         if rows < 1 or columns < 1:
             raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
+        super().__init__(500)
         self.rows = rows
         self.columns = columns
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def examples(self, model: Any, batch: Any, outputs: Any, count: int) -> dict[str, Tensor]:
+        """Takes the observed and the hidden parts of a batch."""
+        pair = model.inputs_of(batch) if hasattr(model, "inputs_of") else batch
+        return {name: part[:count].to(model.dtype) for name, part in zip(("observed", "hidden"), pair, strict=False)}
+
+    def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws the grid of the pairs that were kept."""
+        return {"completions": self.draw(model, examples["observed"], examples["hidden"])}
 
     def draw(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
         """Draws the grid.
@@ -71,48 +78,13 @@ class CompletionPictures(Callback):
         Returns:
             A float image (3, height, width) in [0, 1].
         """
-        chosen = most_ambiguous(x, y, self.rows)
+        chosen = most_ambiguous(x.float(), y.float(), self.rows)
         x, y = x[chosen], y[chosen]
         completions = model.complete(x, self.columns, generator=torch.Generator().manual_seed(0))
         given = model.join(x, torch.full_like(y, 0.5))
         truth = model.join(x, y)
         completed = model.join(x.unsqueeze(1), completions)
         shown = torch.cat([given.unsqueeze(1), truth.unsqueeze(1), completed], dim=1)
-        grid: Tensor = torchvision.utils.make_grid(shown.flatten(0, 1).float(), nrow=self.columns + 2, pad_value=1)
+        images = in_unit_range(model, shown.flatten(0, 1))
+        grid: Tensor = torchvision.utils.make_grid(images, nrow=self.columns + 2, pad_value=1)
         return grid
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep(batch, batch_idx)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep(batch, batch_idx)
-
-    def _keep(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._pairs = []
-        if sum(len(x) for x, _ in self._pairs) < 500:
-            self._pairs.append((batch[0], batch[1]))
-
-    def _picture(self, model: Any) -> Tensor:
-        x, y = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
-        return self.draw(model, x, y)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not self._pairs or not writers or not trainer.is_global_zero:
-            return
-        picture = self._picture(pl_module)
-        for writer in writers:
-            add_png(writer, "completions", picture, trainer.current_epoch)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks the first process: all of them must take part
-        if log_dir is None or not self._pairs or not trainer.is_global_zero:
-            return
-        folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        torchvision.utils.save_image(self._picture(pl_module), folder / "completions.png")

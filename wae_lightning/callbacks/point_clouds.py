@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
+from wae_lightning.callbacks.pictures import Pictures, beside_training, step_of_scalars, tensorboard_writers
+from wae_lightning.lightning import LightningModule, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,31 +59,28 @@ def draw_point_sets(
     return figure
 
 
-class PointCloudPictures(Callback):
-    """Draws samples, reconstructions and interpolations: to TensorBoard after each validation, to PNG after a test.
+class PointCloudPictures(Pictures):
+    """Draws samples, reconstructions and interpolations after each so many validations and after a test.
 
-    The codes of the samples and the point sets that are reconstructed stay the same from epoch to epoch. TensorBoard
-    shows figures, and the same sets in its mesh plugin, where they can be turned. After a test ``samples.png``,
-    ``reconstructions.png`` and ``interpolations.png`` are written into the log folder.
+    They go to the loggers, and after a test to ``samples.png``, ``reconstructions.png`` and ``interpolations.png`` in
+    the run's folder. The codes of the samples and the point sets that are reconstructed stay the same from epoch to
+    epoch. TensorBoard shows the same sets in its mesh plugin, too, where they can be turned.
 
     Args:
         columns: Point sets in one row, at least 2.
         up_axis: The axis that is drawn upright.
-        every_n_epochs: Draw after every so many validations only, at least 1.
+        every_n_epochs: Draw after every so many epochs only, at least 1.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     def __init__(self, columns: int = 8, up_axis: Literal["x", "y", "z"] = "y", every_n_epochs: int = 10) -> None:
-        if columns < 2 or every_n_epochs < 1:
-            raise ValueError(
-                f"columns must be at least 2 and every_n_epochs at least 1, got {columns} and {every_n_epochs}"
-            )
+        if columns < 2:
+            raise ValueError(f"columns must be at least 2, got {columns}")
+        super().__init__(8 * columns, every_n_epochs)
         self.columns = columns
         self.up_axis: Literal["x", "y", "z"] = up_axis
-        self.every_n_epochs = every_n_epochs
-        self._inputs: Tensor | None = None
 
     @torch.no_grad()
     def point_sets(self, model: Any, inputs: Tensor) -> dict[str, list[Tensor]]:
@@ -101,44 +99,39 @@ class PointCloudPictures(Callback):
             "interpolations": list(lines.transpose(0, 1)),
         }
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep_first(batch, batch_idx)
+    def _shown(self, examples: dict[str, Tensor]) -> Tensor:
+        # from all over what was kept: test sets are often sorted by class
+        x = examples["inputs"]
+        return x[:: max(len(x) // self.columns, 1)][: self.columns]
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._keep_first(batch, batch_idx)
-
-    def _keep_first(self, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            x = batch[0] if isinstance(batch, list | tuple) else batch
-            # from all over the batch: test sets are often sorted by class
-            self._inputs = x[:: max(len(x) // self.columns, 1)][: self.columns]
+    def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Draws figures of the point sets that were kept, at least 2."""
+        shown = self._shown(examples)
+        if len(shown) < 2:
+            return {}
+        names = {"reconstructions": ["input", "reconstruction"]}
+        sets = self.point_sets(model, shown)
+        return {name: _pixels(draw_point_sets(rows, names.get(name), self.up_axis)) for name, rows in sets.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if self._inputs is None or len(self._inputs) < 2 or trainer.sanity_checking or not due:
+        super().on_validation_epoch_end(trainer, pl_module)
+        writers = tensorboard_writers(trainer)
+        if not writers or not self.due(trainer) or len(shown := self._shown(self.kept())) < 2:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                writer, step = logger.experiment, trainer.global_step
-                for name, rows in self.point_sets(pl_module, self._inputs).items():
-                    writer.add_figure(name, self._draw(name, rows), step)
-                    # browsers draw few such sets at once; two reconstructions stand after their inputs
-                    shown = torch.cat([row[:2] for row in rows]) if name == "reconstructions" else torch.cat(rows)[:2]
-                    writer.add_mesh(f"{name}/turnable", shown.float(), config_dict=_MESH, global_step=step)
+        with beside_training(trainer, pl_module):
+            sets = self.point_sets(pl_module, shown)
+        rows = {"inputs": sets["reconstructions"][0]} | {name: sets[name][-1] for name in sets}
+        for name, row in rows.items():
+            for writer in writers:
+                # browsers draw few such sets at once
+                points, step = row[:2].float(), step_of_scalars(trainer)
+                writer.add_mesh(f"{name}/turnable", points, config_dict=_MESH, global_step=step)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks the first process: all of them must take part
-        if self._inputs is None or len(self._inputs) < 2 or log_dir is None or not trainer.is_global_zero:
-            return
-        folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in self.point_sets(pl_module, self._inputs).items():
-            self._draw(name, rows).savefig(folder / f"{name}.png", dpi=100)
 
-    def _draw(self, name: str, rows: list[Tensor]) -> Figure:
-        names = ["input", "reconstruction"] if name == "reconstructions" else None
-        return draw_point_sets(rows, names, self.up_axis)
+def _pixels(figure: Figure) -> Tensor:
+    """A figure as uint8 (3, height, width)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[:, :, :3]).permute(2, 0, 1)

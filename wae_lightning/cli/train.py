@@ -16,12 +16,10 @@ from typing import Any
 
 import datamodules  # noqa: F401  its classes can be named on the command line
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
-from wae_lightning.allocator import keep_freed_memory
-from wae_lightning.callbacks import Dashboard
+from wae_lightning.callbacks import Dashboard, ProgressBar
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags, find_checkpoint
-from wae_lightning.interruption import AtomicCheckpointIO, LastCheckpoint
 from wae_lightning.lightning import (
     PACKAGE,
     Callback,
@@ -34,10 +32,11 @@ from wae_lightning.lightning import (
     SIGTERMException,
     TensorBoardLogger,
     TorchCheckpointIO,
-    TQDMProgressBar,
     Trainer,
     seed_everything,
 )
+from wae_lightning.training.allocator import keep_freed_memory
+from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
 
 __all__ = ["Train", "main"]
 
@@ -105,16 +104,6 @@ def checkpoint_to_resume(path: str, runs: Path) -> Path:
     return found[-1]
 
 
-class EpochLines(Callback):
-    """One line for each epoch, for logs that no progress bar should fill."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            logged = sorted(trainer.callback_metrics.items())
-            values = ", ".join(f"{name} {value:.4g}" for name, value in logged if name.startswith("val/"))
-            print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {values}", flush=True)
-
-
 def choose_version(runs: Path) -> Path:
     """The folder of the next run, numbered as Lightning's loggers do."""
     taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
@@ -159,12 +148,8 @@ class Train(LightningCLI):
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer
         chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
-        self.is_log = flags.enable_progress_bar is None and not chosen and not sys.stdout.isatty()
-        if self.is_log:
-            self.trainer_defaults["callbacks"].append(EpochLines())
-        elif flags.enable_progress_bar is not False and not chosen:
-            # Lightning's own choice draws at every step, which takes time and makes a GPU wait
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=20))
+        if flags.enable_progress_bar is not False and not chosen:
+            self.trainer_defaults["callbacks"].append(ProgressBar())
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
         logger = flags.logger
         in_runs = isinstance(logger, dict) or hasattr(logger, "init_args")
@@ -210,8 +195,6 @@ class Train(LightningCLI):
         unlogged = flags.logger is False and not flags.fast_dev_run
         if unlogged:  # a run has a folder of its own under any logger
             kwargs["default_root_dir"] = str(self.folder)
-        if self.is_log:
-            kwargs["enable_progress_bar"] = False
         trainer = super().instantiate_trainer(**kwargs)
         if unlogged and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=self.config.ckpt_path is not None)

@@ -6,20 +6,22 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.utilities import dim_zero_cat
 
 from wae_lightning.kernels import RBF
 from wae_lightning.metrics.digit_classifier import DigitClassifier
+from wae_lightning.precision import in_float64, in_full_precision
 
 __all__ = [
     "CodeDependence",
     "CompletionMetrics",
     "binary_cross_entropy",
     "entropy_of_labels",
+    "frechet_distance",
     "hsic",
     "hsic_over_null",
     "mean_pairwise_distance",
@@ -133,7 +135,7 @@ def _centered_kernel(x: Tensor) -> Tensor:
 
 def r_squared(x: Tensor, z: Tensor) -> Tensor:
     """Share of the variance of ``z`` (n, d) that a linear regression on ``x`` (n, p), with intercept, explains."""
-    x, z = x.double() - x.double().mean(0), z.double() - z.double().mean(0)
+    x, z = (in_float64(rows - rows.mean(0)) for rows in (x, z))
     residual = z - x @ torch.linalg.pinv(x) @ z
     unexplained: Tensor = residual.square().sum() / z.square().sum()
     return (1 - unexplained).float()
@@ -165,18 +167,35 @@ class CodeDependence(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the two measures by name."""
-        x, z = (torch.cat(list(state)) if isinstance(state, list) else state for state in (self.x, self.z))
+        x, z = dim_zero_cat(self.x), dim_zero_cat(self.z)
         n = self.hsic_codes
         return {"hsic_over_null": hsic_over_null(x[:n], z[:n]), "r_squared": r_squared(x, z)}
 
 
-class _Features(nn.Module):
-    """Lets torchmetrics compute a Fréchet distance of features that are known already."""
+def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
+    r"""Fréchet distance of two normal distributions with the means and covariances of the rows, in float64.
 
-    num_features = DigitClassifier.num_features
+    .. math::
+        \|\mu_x - \mu_y\|^2 + \mathrm{tr}\big(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2}\big)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    D. Dowson, B. Landau, "The Fréchet distance between multivariate normal distributions", 1982; of the features of
+    images it is the FID of M. Heusel et al., NeurIPS 2017.
+
+    Args:
+        x: (n, F), n at least 2.
+        y: (m, F), m at least 2.
+
+    Returns:
+        A float32 scalar.
+    """
+    of_x, of_y = in_float64(x), in_float64(y)
+    covariances = of_x.T.cov(), of_y.T.cov()
+    # the trace of the root of a product is the sum of the roots of its eigenvalues, which are real and not negative
+    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
+    distance: Tensor = (
+        (of_x.mean(0) - of_y.mean(0)).square().sum() + sum(c.trace() for c in covariances) - 2 * roots.sum()
+    )
+    return distance.float().to(x.device)
 
 
 class CompletionMetrics(Metric):
@@ -206,6 +225,7 @@ class CompletionMetrics(Metric):
     """
 
     real_features: list[Tensor]
+    completed_features: list[Tensor]
     real_labels: list[Tensor]
     ranks: Tensor
     count: Tensor
@@ -215,19 +235,17 @@ class CompletionMetrics(Metric):
         super().__init__(**kwargs)
         self.mask = mask
         self.classifier = classifier
-        self.distance: nn.Module | None = None
-        if classifier is not None:
-            self.distance = FrechetInceptionDistance(feature=_Features())
-        self.add_state("count", default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("completed_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_labels", default=[], dist_reduce_fx="cat")
-        self.add_state("ranks", default=torch.empty(0), dist_reduce_fx="sum")
+        self.add_state("ranks", default=torch.empty(0, dtype=torch.int64), dist_reduce_fx="sum")
         names = ["psnr", "psnr_of_mean", "psnr_best", "ssim", "ssim_best", "bce", "bce_best", "spread"]
         if classifier is not None:
             names += ["agreement", "label_entropy", "agreement_reference", "label_entropy_reference"]
         self._known: set[str] = set()
         for name in names:
-            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(
         self, images: Tensor, completed: Tensor, labels: Tensor | None = None, label_probabilities: Tensor | None = None
@@ -248,6 +266,7 @@ class CompletionMetrics(Metric):
                 f"expected images (B, C, H, W) and n >= 2 completions of each, (B, n, C, H, W); got "
                 f"{tuple(images.shape)} and {tuple(completed.shape)}"
             )
+        images, completed = in_full_precision(images), in_full_precision(completed)
         n = completed.shape[1]
         hidden = ~self.mask[0].to(images.device)
         y, ys = images[..., hidden].flatten(1), completed[..., hidden].flatten(2)
@@ -279,31 +298,26 @@ class CompletionMetrics(Metric):
                     values["agreement_reference"] = label_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
                     drawn = label_probabilities.multinomial(n, replacement=True)
                     values["label_entropy_reference"] = entropy_of_labels(drawn)
-            assert self.distance is not None
-            self.distance.update(real, real=True)  # type: ignore[operator]
-            self.distance.update(features[:, 0], real=False)  # type: ignore[operator]
+            self.completed_features.append(features[:, 0])
         values["spread"] = mean_pairwise_distance(features)
         self._known.update(values)
         for name, value in values.items():
-            getattr(self, name).add_(value.double().sum())
+            getattr(self, name).add_(value.sum())
         self.count += len(images)
         self.real_features.append(real)
-        self.real_labels.append(labels if labels is not None else torch.zeros(len(images), dtype=torch.int64))
+        self.real_labels.append(labels if labels is not None else real.new_zeros(len(images), dtype=torch.int64))
         self._add_ranks(y, ys)
 
     def _add_ranks(self, y: Tensor, ys: Tensor) -> None:
         directions = torch.randn(y.shape[1], 16, generator=torch.Generator().manual_seed(0)).to(y)
         ranks = ranks_of_truth(y @ directions, ys @ directions)
-        histogram = torch.bincount(ranks.flatten(), minlength=ys.shape[1] + 1).double()
+        histogram = torch.bincount(ranks.flatten(), minlength=ys.shape[1] + 1)
         self.ranks = histogram if self.ranks.numel() == 0 else self.ranks + histogram
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the measures by name; those of which nothing is known are left out."""
-        results = {name: (getattr(self, name) / self.count).float() for name in sorted(self._known)}
-        features, labels = (
-            torch.cat(list(state)) if isinstance(state, list) else state
-            for state in (self.real_features, self.real_labels)
-        )
+        results = {name: getattr(self, name) / self.count for name in sorted(self._known)}
+        features, labels = dim_zero_cat(self.real_features), dim_zero_cat(self.real_labels)
         # 500 of a class are 125,000 pairs, far more than the mean needs
         classes = [features[labels == label][:500] for label in torch.unique(labels)]
         real = [mean_pairwise_distance(of_class) for of_class in classes if len(of_class) > 1]
@@ -311,16 +325,14 @@ class CompletionMetrics(Metric):
         if real:
             results["diversity"] = spread / torch.stack(real).mean()
         shares = self.ranks / self.ranks.sum()
-        results["rank_error"] = (0.5 * (shares - 1 / len(shares)).abs().sum()).float()
-        if self.distance is not None:
-            results["fid"] = self.distance.compute()  # type: ignore[operator]
+        results["rank_error"] = 0.5 * (shares - 1 / len(shares)).abs().sum()
+        if self.classifier is not None:
+            results["fid"] = frechet_distance(features, dim_zero_cat(self.completed_features))
         return results
 
     def reset(self) -> None:
         super().reset()
         self._known = set()
-        if self.distance is not None:
-            self.distance.reset()  # type: ignore[operator]
 
 
 def _psnr(completions: Tensor, truth: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from wae_lightning.checkpoints import read_plain
 __all__ = ["DigitClassifier", "DigitFeatures"]
 
 WEIGHTS = Path(__file__).parent / "digit_classifier.pt"
-"""Weights in half precision, trained by ``experiments/train_digit_classifier.py`` on the MNIST training set."""
+"""Weights in half precision, made by ``experiments/reproduce/train_digit_classifier.py`` from MNIST's training set."""
 
 
 class DigitClassifier(nn.Module):

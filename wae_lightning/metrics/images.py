@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from wae_lightning.precision import in_float64, in_full_precision
+
 __all__ = ["PrecisionRecall", "Sharpness"]
 
 
@@ -35,7 +37,7 @@ class Sharpness(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, images: Tensor) -> None:
@@ -47,15 +49,17 @@ class Sharpness(Metric):
         if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 3:
             raise ValueError(f"images must be (B, 1 or 3, H, W), at least 3 x 3, got {tuple(images.shape)}")
         weights = [1.0] if images.shape[1] == 1 else [0.299, 0.587, 0.114]
+        images = in_full_precision(images)
         laplacian = images.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])
         kernel = torch.stack([weight * laplacian for weight in weights]).unsqueeze(0)
+        # a convolution may be rounded to TF32 or under autocast; a sum is not
         filtered = F.conv2d(images.float(), kernel.float()).flatten(1)
-        self.total += filtered.double().var(1, correction=0).sum()
+        self.total += filtered.var(1, correction=0).sum()
         self.count += len(images)
 
     def compute(self) -> Tensor:
         """The mean variance, a scalar."""
-        return (self.total / self.count).float()
+        return self.total / self.count
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
@@ -107,7 +111,7 @@ class PrecisionRecall(Metric):
 
     def update(self, features: Tensor, real: bool) -> None:
         """Adds features (n, d) of real data or of samples."""
-        (self.real if real else self.samples).append(features.double())
+        (self.real if real else self.samples).append(in_float64(features))
 
     def compute(self) -> dict[str, Tensor]:
         """``precision`` and ``recall``, in [0, 1].

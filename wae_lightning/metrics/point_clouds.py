@@ -7,6 +7,7 @@ Values are raw; where tables multiply them (PointFlow's: MMD-CD by 10³, MMD-EMD
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wae_lightning.costs import chamfer_distance, check_point_sets, earth_movers_distance
+from wae_lightning.precision import full_float32, in_float64
 
 __all__ = [
     "ClassifierAgreement",
@@ -49,7 +51,7 @@ def pairwise_distances(a: Tensor, b: Tensor | None = None, distance: Distance = 
             mean matched distance, not squared (then N = M, and it takes n · m times that of one pair).
 
     Returns:
-        float32 (n, m).
+        float32 (n, m), also under autocast and TF32.
 
     Raises:
         ValueError: If the distance is unknown or a shape is wrong.
@@ -59,7 +61,7 @@ def pairwise_distances(a: Tensor, b: Tensor | None = None, distance: Distance = 
         if points is not None:
             check_point_sets(points)
     others = a if b is None else b
-    result = torch.zeros(len(a), len(others), device=a.device)
+    result = torch.zeros(len(a), len(others), device=a.device, dtype=torch.float32)
     if distance == "cd":
         # around a common center, lest the products lose small distances; |x|² - 2xy + |y|² in a single product
         center = a.float().mean((0, 1))
@@ -75,7 +77,8 @@ def pairwise_distances(a: Tensor, b: Tensor | None = None, distance: Distance = 
             if distance == "emd":
                 result[i, columns] = earth_movers_distance(a[i].expand(len(others[columns]), -1, -1), others[columns])
             else:
-                matrices = left[i] @ right[columns]
+                with full_float32(a.device):
+                    matrices = left[i] @ right[columns]
                 result[i, columns] = matrices.amin(2).clamp(min=0).mean(1) + matrices.amin(1).clamp(min=0).mean(1)
     return result if b is not None else result + result.T
 
@@ -101,16 +104,16 @@ class PointSetReconstruction(Metric):
     def __init__(self, distance: Distance = "cd") -> None:
         super().__init__()
         self._distance = _known_distance(distance)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, target: Tensor, reconstruction: Tensor) -> None:
         """Adds point sets (B, N, 3) and their reconstructions (B, M, 3)."""
-        self.total += self._distance(target, reconstruction).detach().double().sum()
+        self.total += self._distance(target, reconstruction).detach().sum()
         self.count += len(target)
 
     def compute(self) -> Tensor:
-        return (self.total / self.count).float()
+        return self.total / self.count
 
 
 class PointSetDistances(Metric):
@@ -119,7 +122,8 @@ class PointSetDistances(Metric):
     With D[s, r] the distance of sample s to real set r, :meth:`compute` returns
 
     - ``1-NNA``: the share of S ∪ R whose nearest other member comes from the same side; 0.5 is ideal, 1 the worst.
-      ``1-NNA samples`` and ``1-NNA real`` are its two halves. It needs as many samples as real sets.
+      ``1-NNA samples`` and ``1-NNA real`` are its two halves. These three need as many samples as real sets and are
+      left out otherwise.
     - ``COV``: the share of R that is the nearest real set of some sample; higher is better.
     - ``MMD``: the mean over r of min_s D[s, r] (no kernel: the minimum matching distance); lower is better.
     - ``nearest real``: the mean over s of min_r D[s, r]; with R the training set, a very low value means memorisation.
@@ -128,7 +132,7 @@ class PointSetDistances(Metric):
         distance: ``cd`` or ``emd``, see :func:`pairwise_distances`.
 
     Raises:
-        ValueError: On :meth:`compute`, if the two sides differ in number.
+        ValueError: On :meth:`compute`, if one side has no sets.
 
     Example:
         >>> metric = PointSetDistances()
@@ -156,10 +160,18 @@ class PointSetDistances(Metric):
         (self.real_sets if real else self.sample_sets).append(points.detach())
 
     def compute(self) -> dict[str, Tensor]:
+        for side, sets in (("real", self.real_sets), ("sample", self.sample_sets)):
+            if not len(sets):
+                raise ValueError(f"expected {side} sets, found none: call update first")
         real, samples = dim_zero_cat(self.real_sets), dim_zero_cat(self.sample_sets)
-        if len(real) != len(samples):
-            raise ValueError(f"1-NNA needs as many samples as real sets, got {len(samples)} and {len(real)}")
         across = pairwise_distances(samples, real, self.distance)
+        metrics = {
+            "COV": torch.tensor(len(torch.unique(across.argmin(1))) / len(real), device=across.device),
+            "MMD": across.amin(0).mean(),
+            "nearest real": across.amin(1).mean(),
+        }
+        if len(real) != len(samples):
+            return metrics
         within_samples, within_real = (pairwise_distances(x, None, self.distance) for x in (samples, real))
         n = len(samples)
         everything = torch.cat([torch.cat([within_samples, across], 1), torch.cat([across.T, within_real], 1)])
@@ -169,10 +181,12 @@ class PointSetDistances(Metric):
             "1-NNA": same_side.mean(),
             "1-NNA samples": same_side[:n].mean(),
             "1-NNA real": same_side[n:].mean(),
-            "COV": torch.tensor(len(torch.unique(across.argmin(1))) / n, device=across.device),
-            "MMD": across.amin(0).mean(),
-            "nearest real": across.amin(1).mean(),
+            **metrics,
         }
+
+
+def _nearest(points: Tensor, grid: Tensor) -> Tensor:
+    return torch.cdist(points, grid, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
 
 class OccupancyDivergence(Metric):
@@ -207,7 +221,7 @@ class OccupancyDivergence(Metric):
         cells[inside] = torch.arange(int(inside.sum()))
         self.register_buffer("_cells", cells, persistent=False)
         for side in ("real_counts", "sample_counts"):
-            self.add_state(side, torch.zeros(int(inside.sum()), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(side, torch.zeros(int(inside.sum()), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, points: Tensor, real: bool) -> None:
         """Adds point sets (B, N, 3), real ones or samples."""
@@ -218,18 +232,18 @@ class OccupancyDivergence(Metric):
         cells: Tensor = self._cells[(index * index.new_tensor([self.resolution**2, self.resolution, 1])).sum(1)]  # type: ignore[index]
         outside = (cells < 0).nonzero().flatten()
         for rows in torch.split(outside, 4096):
-            cells[rows] = torch.cdist(points[rows], self._grid).argmin(1)  # type: ignore[arg-type]
-        counts = torch.bincount(cells, minlength=len(self.real_counts)).double()
+            cells[rows] = _nearest(points[rows], self._grid)  # type: ignore[arg-type]
+        counts = torch.bincount(cells, minlength=len(self.real_counts))
         if real:
             self.real_counts += counts
         else:
             self.sample_counts += counts
 
     def compute(self) -> Tensor:
-        p, q = (counts / counts.sum() for counts in (self.real_counts, self.sample_counts))
+        p, q = (in_float64(counts) / counts.sum().item() for counts in (self.real_counts, self.sample_counts))
         middle = (p + q) / 2
         divergences = (torch.special.xlogy(x, x / middle).nan_to_num().sum() for x in (p, q))
-        return (sum(divergences, start=p.new_zeros(())) / (2 * torch.log(p.new_tensor(2.0)))).float()
+        return (sum(divergences, start=p.new_zeros(())) / (2 * math.log(2))).float().to(self.real_counts.device)
 
 
 class ClassifierAgreement(Metric):
@@ -278,8 +292,8 @@ def linear_svm(x: Tensor, labels: Tensor, c: float = 1.0) -> tuple[Tensor, Tenso
     Returns:
         Weights (classes, d) and biases (classes,) in float64: the class of ``x`` is the argmax of ``x @ w.T + b``.
     """
-    x = F.pad(x.detach().double(), (0, 1), value=1.0)
-    signs = 2 * F.one_hot(labels).double() - 1
+    x = F.pad(in_float64(x.detach()), (0, 1), value=1.0)
+    signs = 2 * in_float64(F.one_hot(labels)) - 1
     weights = x.new_zeros(signs.shape[1], x.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=1000, tolerance_grad=1e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe"
@@ -325,8 +339,9 @@ class LinearSVMAccuracy(Metric):
         (self.labels if train else self.test_labels).append(labels)
 
     def compute(self) -> Tensor:
-        codes, test_codes = dim_zero_cat(self.codes).double(), dim_zero_cat(self.test_codes).double()
+        codes, test_codes = in_float64(dim_zero_cat(self.codes)), in_float64(dim_zero_cat(self.test_codes))
         mean, deviation = codes.mean(0), codes.std(0).clamp(min=1e-12)
         weights, biases = linear_svm((codes - mean) / deviation, dim_zero_cat(self.labels), self.c)
         predicted = ((test_codes - mean) / deviation @ weights.T + biases).argmax(1)
-        return (predicted == dim_zero_cat(self.test_labels)).float().mean()
+        labels = dim_zero_cat(self.test_labels)
+        return (predicted.to(labels.device) == labels).float().mean()

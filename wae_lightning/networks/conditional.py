@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
+from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder, to_pixels
+from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = [
     "ConditionalConvDecoder",
@@ -34,6 +35,11 @@ def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
     for inputs, outputs in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
     return [*layers, nn.Linear(sizes[-2], sizes[-1])]
+
+
+def _side_by_side(parts: Sequence[Tensor], layers: nn.Sequential) -> Tensor:
+    """The parts (B, ...) as rows of numbers in the precision of the layers."""
+    return torch.cat([part.flatten(1) for part in parts], dim=1).to(layers[0].weight.dtype)  # type: ignore[arg-type]
 
 
 class ConditionalMLPEncoder(nn.Module):
@@ -73,7 +79,7 @@ class ConditionalMLPEncoder(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Maps the parts, each (B, *part_shape), to features (B, latent_dim)."""
-        return self.layers(torch.cat([part.flatten(1) for part in parts], dim=1))  # type: ignore[no-any-return]
+        return self.layers(_side_by_side(parts, self.layers))  # type: ignore[no-any-return]
 
 
 class ConditionalMLPDecoder(nn.Module):
@@ -109,8 +115,7 @@ class ConditionalMLPDecoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Maps (observed, z), or z alone, to images (B, *target_shape) in [0, 1]."""
-        joined = torch.cat([part.flatten(1) for part in inputs], dim=1)
-        return self.layers(joined).sigmoid().unflatten(1, self.target_shape)  # type: ignore[no-any-return]
+        return to_pixels(self.layers(_side_by_side(inputs, self.layers))).unflatten(1, self.target_shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ConditionalConvEncoder(nn.Module):
@@ -195,12 +200,13 @@ class ConditionalConvDecoder(nn.Module):
         """Maps (observed, z), or z alone, to images (B, *target_shape) in [0, 1]."""
         *observed, z = inputs
         if self.observed is not None:
-            z = torch.cat([self.observed(*observed).relu(), z], dim=1)
+            features = self.observed(*observed).relu()
+            z = torch.cat([features, z.to(features.dtype)], dim=1)
         return self.decoder(z)  # type: ignore[no-any-return]
 
 
 class WhitenedPCA(nn.Module):
-    """Fixed features: the first principal components of the observed parts, each scaled to variance 1.
+    """Fixed features: the first principal components of the observed parts, each scaled to variance 1, in float32.
 
     Args:
         num_features: How many components.
@@ -241,15 +247,16 @@ class WhitenedPCA(nn.Module):
         Raises:
             ValueError: If there are too few inputs.
         """
-        x = x.flatten(1)
+        x = in_full_precision(x).flatten(1)
         if len(x) <= self.num_features:
             raise ValueError(f"{self.num_features} principal components need more than {len(x)} inputs")
-        self.mean.copy_(x.mean(0))
+        mean = x.mean(0)
+        self.mean.copy_(mean)
         # random starting vectors, always the same ones, leave the global generator alone
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), full_float32(x.device), full_float32(torch.device("cpu")):
             torch.manual_seed(0)
             rank = min(2 * self.num_features + 8, *x.shape)
-            _, values, directions = torch.pca_lowrank((x - self.mean).cpu(), rank, center=False, niter=6)
+            _, values, directions = torch.pca_lowrank((x - mean).cpu(), rank, center=False, niter=6)
         std = values[: self.num_features] / math.sqrt(len(x) - 1)
         directions = directions[:, : self.num_features]
         self.components.copy_(torch.where(std > 1e-4 * std[0], directions / std, 0))
@@ -258,4 +265,6 @@ class WhitenedPCA(nn.Module):
         """Maps inputs (B, *input_shape) to features (B, num_features)."""
         if not torch.compiler.is_compiling() and x.device.type == "cpu" and not self.fitted:
             raise ValueError("WhitenedPCA has not seen data: call fit(x), or train the model")
-        return (x.flatten(1) - self.mean) @ self.components
+        with full_float32(x.device):
+            x, mean, components = (in_full_precision(part) for part in (x, self.mean, self.components))
+            return (x.flatten(1) - mean) @ components

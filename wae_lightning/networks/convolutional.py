@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder"]
+from wae_lightning.precision import in_full_precision
+
+__all__ = ["ConvDecoder", "ConvEncoder", "to_pixels"]
 
 # PyTorch 2.6 cannot tell export from compilation
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -103,6 +105,25 @@ class _ToOneChannel(torch.autograd.Function):
         return torch.stack(parts).sum(0)
 
 
+def to_pixels(logits: Tensor) -> Tensor:
+    """The sigmoid, in float32 (float64 stays) also under autocast, with a gradient however large the logit.
+
+    In half precision 1 is reached at a logit of 7, and in float32 at 17: from there on a cross-entropy would be wrong
+    and have no gradient. So the value, not the gradient, stops growing at 1 - ε.
+    """
+    logits = in_full_precision(logits)
+    largest = -math.log(torch.finfo(logits.dtype).eps)
+    return (logits + (logits.clamp(max=largest) - logits).detach()).sigmoid()
+
+
+def into_range(y: Tensor, output_range: Sequence[float] | None) -> Tensor:
+    """The last activation: a sigmoid onto the range, (-1, 1) as any other, or none, in float32 also under autocast."""
+    if output_range is None:
+        return in_full_precision(y)
+    low, high = output_range
+    return to_pixels(y) if (low, high) == (0, 1) else low + (high - low) * to_pixels(y)
+
+
 def _half(size: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
 
@@ -189,6 +210,7 @@ class ConvEncoder(nn.Module):
         init_std: float | None = None,
     ) -> None:
         super().__init__()
+        self.image_shape = tuple(image_shape)
         in_channels, size = _check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
@@ -211,6 +233,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (B, *image_shape) to features (B, latent_dim)."""
+        x = x.to(self.output.weight.dtype)
         return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
@@ -219,7 +242,7 @@ class ConvDecoder(nn.Module):
 
     With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28
     (kernel 4), 8·8·1024-512-256-128-3 for 64 x 64 (kernel 5), no batch norm after the linear layer, the last layer of
-    stride 1, all others of stride 2. The output passes through a sigmoid: it lies in [0, 1].
+    stride 1, all others of stride 2.
 
     Args:
         latent_dim: d, number of input features.
@@ -234,6 +257,7 @@ class ConvDecoder(nn.Module):
         last_stride: Stride of the last layer. 1: the authors'. 2: the last layer doubles the size, too, so that none
             works on many channels at full size: about five times less arithmetic.
         init_std: Standard deviation of the initial weights (the authors use 0.01); None: PyTorch's default.
+        output_range: Least and largest value of the output, which passes through a sigmoid; None: no activation.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -253,8 +277,10 @@ class ConvDecoder(nn.Module):
         hidden: Sequence[int] = (),
         last_stride: Literal[1, 2] = 1,
         init_std: float | None = None,
+        output_range: Sequence[float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        self.output_range = output_range
         out_channels, size = _check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
@@ -283,7 +309,7 @@ class ConvDecoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Maps codes (B, latent_dim) to images (B, *image_shape) in [0, 1]."""
+        """Maps codes (B, latent_dim) to images (B, *image_shape) in ``output_range``, in float32 or float64."""
         # channels come last in memory, as the convolutions like it: a view, not a copy
-        start = self.input(self.hidden(z)).unflatten(1, self.start).permute(0, 3, 1, 2)
-        return self.convolutions(start).sigmoid()  # type: ignore[no-any-return]
+        start = self.input(self.hidden(z.to(self.input.weight.dtype))).unflatten(1, self.start).permute(0, 3, 1, 2)
+        return into_range(self.convolutions(start), self.output_range)

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.precision import full_float32, in_full_precision
+
 __all__ = ["FoldingDecoder", "FullyConnectedDecoder", "PointNetClassifier", "PointNetEncoder", "SeedDecoder", "TNet"]
 
 
@@ -138,6 +140,7 @@ class PointNetEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps point sets (B, N, 3) to features (B, latent_dim)."""
+        x = x.to(self.points.mlp[-1].weight.dtype)  # type: ignore[arg-type]
         if self.input_transform is not None:
             x = x @ self.input_transform(x)
         if self.first is not None and self.feature_transform is not None:
@@ -153,9 +156,10 @@ class PointNetEncoder(nn.Module):
         """
         if self.feature_transforms is None:
             return torch.zeros(())
-        a = self.feature_transforms.float()
-        excess = a @ a.transpose(1, 2) - torch.eye(a.shape[1], device=a.device)
-        return 0.5 * excess.square().sum((1, 2)).mean()
+        a = in_full_precision(self.feature_transforms)
+        with full_float32(a.device):
+            excess = a @ a.transpose(1, 2) - torch.eye(a.shape[1], device=a.device, dtype=a.dtype)
+            return 0.5 * excess.square().sum((1, 2)).mean()
 
 
 class PointNetClassifier(nn.Module):
@@ -212,7 +216,8 @@ class FullyConnectedDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (B, latent_dim) to point sets (B, num_points, 3)."""
-        return self.layers(z).unflatten(1, (self.num_points, 3))  # type: ignore[no-any-return]
+        points = self.layers(z.to(self.layers[-1].weight.dtype))  # type: ignore[arg-type]
+        return in_full_precision(points).unflatten(1, (self.num_points, 3))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _PointwiseMLP(nn.Module):
@@ -229,7 +234,8 @@ class _PointwiseMLP(nn.Module):
         self.rest = _mlp([*hidden, 3])
 
     def forward(self, z: Tensor, points: Tensor) -> Tensor:
-        return self.rest((self.of_set(z).unsqueeze(1) + self.of_point(points)).relu())  # type: ignore[no-any-return]
+        z, points = (x.to(self.of_set.weight.dtype) for x in (z, points))
+        return in_full_precision(self.rest((self.of_set(z).unsqueeze(1) + self.of_point(points)).relu()))
 
 
 class SeedDecoder(nn.Module):

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from wae_lightning.networks.critic import Critic
 from wae_lightning.penalties.penalty import Penalty
+from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 
 __all__ = ["Adversarial", "LRSchedulerCallable", "OptimizerCallable"]
@@ -90,7 +91,9 @@ class Adversarial(Penalty):
         """The critic's logits for codes (n, d), positive for what it takes for draws from the prior: (n,)."""
         assert self.critic is not None
         assert self.prior is not None
-        logits: Tensor = self.critic(z).flatten()
+        # the model's own weights may be in half precision; the loss is not
+        weight = next((p for p in self.critic.parameters() if p.is_floating_point()), z)
+        logits: Tensor = in_full_precision(self.critic(z.to(weight.dtype))).flatten()
         return logits + self.prior.log_prob(z) if self.log_prior else logits
 
     def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wae_lightning.kernels import InverseMultiquadric, Kernel, NegativeDistance, squared_distances
 from wae_lightning.penalties.penalty import Penalty
+from wae_lightning.precision import in_float64
 from wae_lightning.priors import Prior
 
 __all__ = ["MMD", "EnergyDistance", "MMDPlusPlus", "mmd", "mmd_test"]
@@ -90,7 +91,7 @@ def mmd_test(
     """
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, got {permutations}")
-    z, z_prior = z.double(), z_prior.double()
+    z, z_prior = in_float64(z), in_float64(z_prior)
     kernel = kernel.fitted(z, z_prior)
     given = float(mmd(z, z_prior, kernel))
     n, m = len(z), len(z_prior)
@@ -190,7 +191,10 @@ class MMDPlusPlus(Penalty):
         k = self.codes_per_input
         n = len(z) // k
         if len(z) != n * k or n < 2:
-            raise ValueError(f"expected {k} codes for each of at least 2 inputs, got {len(z)} codes")
+            raise ValueError(
+                f"MMDPlusPlus expected {k} codes for each of at least 2 inputs, got {len(z)}: batch size and "
+                f"code_queue must give a multiple of codes_per_input={k}, and at least {2 * k} codes"
+            )
         kernel = self.kernel.fitted(z, z_prior)
         within = kernel.of_squared_distances(squared_distances(z, z))
         # (n, k, n, k) -> the n blocks of codes of one input

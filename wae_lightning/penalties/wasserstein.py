@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from wae_lightning.kernels import squared_distances
 from wae_lightning.penalties.penalty import Penalty
+from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = ["ExactWasserstein", "MaxSlicedWasserstein", "Sinkhorn", "SlicedWasserstein"]
 
@@ -118,7 +119,7 @@ class ExactWasserstein(Penalty):
         ot = _optional("ot", "POT")
         squared = squared_distances(z, z_prior)
         # the plan is a constant: by the envelope theorem the gradient is that of the distances alone
-        plan = ot.emd([], [], squared.detach().double().cpu().numpy())
+        plan = ot.emd([], [], squared.detach().cpu().double().numpy())
         return (squared * torch.as_tensor(plan, dtype=squared.dtype, device=squared.device)).sum()
 
 
@@ -148,6 +149,6 @@ class Sinkhorn(Penalty):
 
     def forward(self, z: Tensor, z_prior: Tensor) -> Tensor:
         # GeomLoss switches gradients on and leaves them so
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.set_grad_enabled(torch.is_grad_enabled()), full_float32(z.device):
             # it takes half the squared distance as its cost
-            return 2 * self.loss(z, z_prior)  # type: ignore[no-any-return]
+            return 2 * self.loss(in_full_precision(z), in_full_precision(z_prior))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Gives damaged and hostile files to every reader: ``python experiments/fuzz_readers.py --inputs 2000``.
+"""Gives damaged and hostile files to every reader: ``python tests/robustness/fuzz_readers.py --inputs 2000``.
 
 Each input is a small real file with seeded damage: flipped, cut, inserted, swapped and repeated bytes, huge numbers in
 headers, swapped fields and lines, arrays of a wrong type, shape or claimed size, hyper-parameters of a wrong kind. A
@@ -30,27 +30,28 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import evaluate
-import generate
 import h5py
 import numpy as np
 import torch
-import train
 from PIL import Image
 
 from datamodules import CelebADataModule
 from datamodules.cache import Cache
 from datamodules.celeba import _Pictures
-from datamodules.mnist import read_digits, read_idx
+from datamodules.idx import read_idx
+from datamodules.mnist import read_digits
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
+from wae_lightning.cli import generate, train
+from wae_lightning.cli.errors import UsageError, explain_mistake
+from wae_lightning.cli.flags import complete_flags, config_file
+from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.lightning import MisconfigurationException
 
 REFUSALS = (
     ValueError,
     FileNotFoundError,
-    evaluate.UsageError,
-    train.UsageError,
+    UsageError,
     ArgumentError,
     MisconfigurationException,
 )
@@ -361,20 +362,20 @@ def wrong_checkpoint(path: Path, rng: random.Random) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    model = evaluate.load_model(path)
-    return model, evaluate.load_data(path, {})
+    model = load_model(path)
+    return model, load_data(path, {})
 
 
 def write_configs(folder: Path) -> list[Path]:
     paths = []
     for name in ("mnist_wae_mmd", "mnist_wae_gan", "modelnet40_pointnet"):
         paths.append(folder / f"{name}.yaml")
-        paths[-1].write_bytes(train.config_file(name).read_bytes())
+        paths[-1].write_bytes(config_file(name).read_bytes())
     return paths
 
 
 def read_config(path: Path) -> Any:
-    arguments, name = train.with_full_names([f"--config={path}"])
+    arguments, name = complete_flags([f"--config={path}"])
     return train.Train(arguments, name)
 
 
@@ -456,7 +457,7 @@ def judged(reader: Reader, path: Path) -> str:
     try:
         reader.read(path)
     except REFUSALS as error:
-        sentence = train.in_one_sentence(str(error)) if not reader.names_the_file else str(error)
+        sentence = explain_mistake(str(error)) if not reader.names_the_file else str(error)
         if not sentence.strip() or "\n" in sentence or (reader.names_the_file and path.name not in sentence):
             return f"unclear: {type(error).__name__}: {sentence!r}"
         return "refused"

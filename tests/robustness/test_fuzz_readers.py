@@ -1,4 +1,4 @@
-"""A short form of experiments/fuzz_readers.py, and that it would see what it looks for."""
+"""A short form of tests/robustness/fuzz_readers.py, and that it would see what it looks for."""
 
 import json
 import os

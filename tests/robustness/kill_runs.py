@@ -1,6 +1,6 @@
 """Kills training and cache building at random moments, goes on, and compares with what was not interrupted.
 
-``python experiments/kill_runs.py --moments 20`` tries that many moments per model and of building CelebA's cache, on
+``python tests/robustness/kill_runs.py --moments 20`` tries that many moments per model and of building the cache, on
 tiny networks and the data that comes with the package, and writes ``experiments/results/kill_runs.json``. Signal
 (SIGKILL, SIGTERM, SIGINT), phase (training, validation, writing a checkpoint) and moment are drawn from ``--seed``;
 within the phase the process runs on for a random time before the signal reaches it. Equal means: every weight, the
@@ -26,15 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import train
 from PIL import Image
 
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
-from wae_lightning.interruption import AtomicCheckpointIO
+from wae_lightning.cli import train
 from wae_lightning.lightning import Trainer
+from wae_lightning.training.interruption import AtomicCheckpointIO
 
+RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 SMALL = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--data.batch_size=50"]
 RUNS = {
     # a queue of codes is one more thing to restore
@@ -254,11 +255,11 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=20, help="moments per model and of cache building")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[*RUNS, "celeba_cache"], nargs="*", default=[*RUNS, "celeba_cache"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill_runs.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "kill_runs.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # forks of a process with threads may hang
     chance = random.Random(arguments.seed)
-    report: dict[str, Any] = {"moments_each": arguments.moments, "seed": arguments.seed, "summary": {}, "moments": {}}
+    report: dict[str, Any] = {"moments_each": arguments.moments, "seed": arguments.seed, "summary": {}, "failed": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
             here = Path(folder) / name
@@ -266,7 +267,7 @@ def main() -> None:
                 records = try_cache(arguments.moments, chance, here)
             else:
                 records = try_model(name, arguments.moments, chance, here)
-            report["moments"][name] = records
+            report["failed"][name] = [record for record in records if record["lost"] or not record["equal"]]
             report["summary"][name] = {"moments": len(records)} | {
                 word: sum(record[word] for record in records) for word in ("resumed", "equal", "lost")
             }

@@ -1,4 +1,4 @@
-"""Trains and measures pythae's WAE on our networks: ``python experiments/pythae_results.py DIR``.
+"""Trains and measures pythae's WAE on our networks: ``python experiments/reproduce/pythae_results.py DIR``.
 
 Needs ``pip install pythae==0.1.2``, no dependency of this package. Its trainer and its WAE_MMD with the inverse
 multiquadric kernel run on the networks, training images and batch size of ``mnist_wae_mmd`` (the encoder without
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,37 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import train
-from evaluate import compare, features_of, test_images
-from mnist_results import commit, hardware
-from pythae.data.datasets import BaseDataset
-from pythae.models import WAE_MMD, WAE_MMD_Config
-from pythae.models.base.base_utils import ModelOutput
-from pythae.models.nn import BaseDecoder, BaseEncoder
-from pythae.trainers import BaseTrainer, BaseTrainerConfig
-from torch import Tensor, nn
+from pythae_trainer import pythae_trainer
+from records import EXPERIMENTS, commit, hardware, write_json
+from torch import nn
 
 from wae_lightning.metrics import DigitFeatures
 
-HERE = Path(__file__).resolve().parent
-
-
-class Encoder(BaseEncoder):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Any:
-        return ModelOutput(embedding=self.network(x))
-
-
-class Decoder(BaseDecoder):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor) -> Any:
-        return ModelOutput(reconstruction=self.network(z))
+sys.path.insert(0, str(EXPERIMENTS))
+from wae_lightning.cli import train
+from wae_lightning.cli.flags import complete_flags
+from wae_lightning.evaluation.images import compare, extract_features, format_count, read_test_images
 
 
 @torch.no_grad()
@@ -55,33 +35,26 @@ def distances(decoder: nn.Module, encoder: nn.Module, latent_dim: int, data: Any
     """digits-FID and its kin of samples, and digits-FID of reconstructions."""
     extractor = DigitFeatures()
     generator = torch.Generator().manual_seed(0)
-    real = features_of(test_images(data), extractor)
+    real = extract_features(read_test_images(data), extractor)
     codes = torch.randn(num_samples, latent_dim, generator=generator).split(500)
-    drawn = compare(real, features_of(map(decoder, codes), extractor))
-    reconstructed = features_of((decoder(encoder(images)) for images in test_images(data)), extractor)
-    found = {f"{name}_digits_{num_samples // 1000}k": value for name, value in drawn.items()}
+    drawn = compare(real, extract_features(map(decoder, codes), extractor))
+    reconstructed = extract_features((decoder(encoder(images)) for images in read_test_images(data)), extractor)
+    found = {f"{name}_digits_{format_count(num_samples)}": value for name, value in drawn.items()}
     return found | {"fid_digits_reconstructions": compare(real, reconstructed)["fid"]}
 
 
 def rows_of(
-    root: Path, reg_weight: float, seconds: list[float], seed: int, learning_rate: float
+    root: Path, reg_weight: float, seconds: list[float], seed: int, learning_rate: float, num_samples: int
 ) -> Iterator[dict[str, Any]]:
-    """One training, measured whenever its CPU time reaches one of ``seconds``."""
+    """One training, measured whenever its CPU time reaches one of ``seconds``, by ``num_samples`` samples."""
     flags = ["--config=mnist_wae_mmd", "--model.noise=null", "--model.encoder.latent_dim=16", f"--data.root={root}"]
-    run = train.Train(train.with_full_names([*flags, f"--seed_everything={seed}"])[0], "pythae")
+    run = train.Train(complete_flags([*flags, f"--seed_everything={seed}"])[0], "pythae")
     data, model = run.datamodule, run.model
     data.prepare_data()
     data.setup("fit")
     images = data.train_set.images[data.train_set.rows].float() / 255
-    settings = WAE_MMD_Config(
-        input_dim=(1, 28, 28), latent_dim=model.latent_dim, kernel_choice="imq", reg_weight=reg_weight
-    )
-    wae = WAE_MMD(settings, Encoder(model.encoder), Decoder(model.decoder))
-    options = BaseTrainerConfig(
-        output_dir="pythae", per_device_train_batch_size=data.batch_size, no_cuda=True, learning_rate=learning_rate
-    )
-    trainer = BaseTrainer(wae, BaseDataset(images, torch.zeros(len(images))), None, options)
-    trainer.prepare_training()
+    networks = model.encoder, model.decoder, model.latent_dim
+    trainer = pythae_trainer(*networks, images, data.batch_size, reg_weight, learning_rate)
     epochs, spent = 0, 0.0
     for goal in sorted(seconds):
         # the last epoch may end some seconds late
@@ -90,32 +63,33 @@ def rows_of(
             epochs += 1
             trainer.train_step(epochs)
             spent += time.process_time() - start
-        wae.eval()
-        measured = distances(model.decoder, model.encoder, model.latent_dim, data, 10_000)
+        trainer.model.eval()
+        measured = distances(model.decoder, model.encoder, model.latent_dim, data, num_samples)
         yield {"reg_weight": reg_weight, "seed": seed, "epochs": epochs, "cpu_seconds": round(spent, 1), **measured}
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder that holds MNIST/raw")
     parser.add_argument("--reg_weights", type=float, nargs="+", default=[0.03, 10.0, 200.0], help="(0.03 10 200)")
     parser.add_argument("--seconds", type=float, nargs="+", default=[240.0], help="CPU times to measure at (240)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="(1e-3; pythae's default is 1e-4)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "pythae.json", help="JSON file to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--num_samples", type=int, default=10_000, help="(10000)")
+    parser.add_argument("--out", type=Path, default=EXPERIMENTS / "results" / "pythae.json", help="JSON file to write")
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)  # CPU time is then the time of one core
     root, out = arguments.root.resolve(), arguments.out.resolve()
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+        os.chdir(folder)  # pythae writes into the working directory
         for reg_weight in arguments.reg_weights:
-            for row in rows_of(root, reg_weight, arguments.seconds, arguments.seed, arguments.learning_rate):
-                rows.append(
-                    {"commit": commit(), "hardware": hardware(), "learning_rate": arguments.learning_rate, **row}
-                )
+            how = arguments.seed, arguments.learning_rate, arguments.num_samples
+            for row in rows_of(root, reg_weight, arguments.seconds, *how):
+                known = {"commit": commit(), "hardware": hardware(), "learning_rate": arguments.learning_rate}
+                rows.append(known | row)
                 print(rows[-1], flush=True)
-                out.write_text(json.dumps(rows, indent=2) + "\n")
+                write_json(out, rows)
 
 
 if __name__ == "__main__":

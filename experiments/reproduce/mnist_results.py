@@ -1,8 +1,8 @@
-"""Trains and measures the MNIST rows of RESULTS.md: ``python experiments/mnist_results.py DIR``.
+"""Trains and measures the MNIST rows of RESULTS.md: ``python experiments/reproduce/mnist_results.py DIR``.
 
 Each row is ``train.py`` and then ``evaluate.py``, once for each seed, on the full set; all rows of one call have the
-same number of epochs. Writes ``mnist_results.json`` with every measure's mean and standard deviation over seeds, under
-the row's name and number of epochs.
+same number of epochs. Writes every measure of every run into ``mnist_results.json``, under the row's name and number of
+epochs, and prints means and standard deviations over the seeds.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +18,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from records import EXPERIMENTS, commit, hardware, write_json
+
 # what the paper's code has where our default differs
 ORIGINAL = [
     "--model.cost=SquaredError", "--model.cost.scale=0.05", "--model.noise=null", "--model.encoder.latent_dim=16",
@@ -96,18 +95,19 @@ ROWS = {name: [flags[0], *BATCHES_OF_100, *flags[1:]] for name, flags in WITH_BA
 }
 
 
-def run(flags: list[str], root: Path, seed: int, epochs: int) -> dict[str, Any]:
+def run(flags: list[str], root: Path, seed: int, epochs: int, num_samples: int) -> dict[str, Any]:
     """Trains and evaluates one model in a folder of its own and returns what both wrote."""
     common = [f"--data.root={root}", f"--seed_everything={seed}", f"--max_epochs={epochs}"]
     quiet = ["--enable_progress_bar=false", "--enable_model_summary=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        train = [sys.executable, str(HERE / "train.py"), *flags, *common, *quiet]
+        train = [sys.executable, str(EXPERIMENTS / "train.py"), *flags, *common, *quiet]
         subprocess.run(train, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         (version,) = Path(folder).glob("runs/*/version_0")
         out = Path(folder) / "evaluation.json"
-        evaluate = [sys.executable, str(HERE / "evaluate.py"), str(version / "checkpoints" / "last.ckpt")]
-        subprocess.run([*evaluate, f"--out={out}"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        evaluate = [sys.executable, str(EXPERIMENTS / "evaluate.py"), str(version / "checkpoints" / "last.ckpt")]
+        evaluate += [f"--out={out}", f"--num_samples={num_samples}"]
+        subprocess.run(evaluate, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         trained = json.loads((version / "metrics.json").read_text())
         return {**trained, **json.loads(out.read_text()), "seed": seed}
 
@@ -122,20 +122,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of this checkout; None outside of one."""
-    found = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return found.stdout.strip() or None
-
-
-def hardware() -> str:
-    """The processor; trainings run on one thread."""
-    models = (
-        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
-    )
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, one thread"
-
-
 def keep(out: Path, row: str, epochs: int, new: dict[str, Any]) -> None:
     """Adds a run to the file, in place of one of the same row, length and seed."""
     # read only now: another row may have been measured at the same time
@@ -145,8 +131,8 @@ def keep(out: Path, row: str, epochs: int, new: dict[str, Any]) -> None:
     comparable = known.get("flags") == ROWS[row] and known.get("epochs") == epochs
     others = [run for run in known.get("runs", []) if run["seed"] != new["seed"]] if comparable else []
     runs = sorted([*others, new], key=lambda run: run["seed"])
-    results[name] = {"flags": ROWS[row], "epochs": epochs, "runs": runs, "summary": summary(runs)}
-    out.write_text(json.dumps(results, indent=2) + "\n")
+    results[name] = {"flags": ROWS[row], "epochs": epochs, "runs": runs}
+    write_json(out, results)
 
 
 def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> None:
@@ -155,7 +141,8 @@ def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> N
 
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for name, row in results.items():
-        seconds, fid = (row["summary"].get(key, {}).get("mean") for key in ("fit_cpu_seconds", "fid_digits_10k"))
+        means = summary(row["runs"])
+        seconds, fid = (means.get(key, {}).get("mean") for key in ("fit_cpu_seconds", "fid_digits_10k"))
         if "stability" not in name and None not in (seconds, fid):
             curves[name.removesuffix(f", {row['epochs']} epochs")].append((seconds, fid))
     for row in pythae:
@@ -173,15 +160,17 @@ def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> N
     figure.savefig(file, dpi=110)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, nargs="?", default=Path("data"), help="folder that holds MNIST/raw (data)")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="(all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--epochs", type=int, default=9, help="(9)")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "mnist_results.json", help="JSON file to write")
+    parser.add_argument("--num_samples", type=int, default=10_000, help="samples to measure by (10000)")
+    out = EXPERIMENTS / "results" / "mnist_results.json"
+    parser.add_argument("--out", type=Path, default=out, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="draw FID against time of what is in the JSON files, and stop")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.plot is not None:
         pythae = arguments.out.with_name("pythae.json")
         found = json.loads(pythae.read_text()) if pythae.exists() else []
@@ -193,10 +182,12 @@ def main() -> None:
             new = {
                 "commit": commit(),
                 "hardware": hardware(),
-                **run(ROWS[row], arguments.root.resolve(), seed, arguments.epochs),
+                **run(ROWS[row], arguments.root.resolve(), seed, arguments.epochs, arguments.num_samples),
             }
             keep(arguments.out, row, arguments.epochs, new)
             print(row, seed, {name: value for name, value in new.items() if "fid" in name}, flush=True)
+        found = json.loads(arguments.out.read_text())[f"{row}, {arguments.epochs} epochs"]["runs"]
+        print(row, {name: value for name, value in summary(found).items() if "fid" in name}, flush=True)
 
 
 if __name__ == "__main__":

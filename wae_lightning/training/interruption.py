@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from wae_lightning.lightning import (
+    Checkpoint,
     LightningModule,
-    ModelCheckpoint,
     SIGTERMException,
     TorchCheckpointIO,
     Trainer,
@@ -67,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which training goes on as if it had never stopped.
 
     It is written at the end of each epoch, after every ``every_n_steps`` steps, and when the process gets SIGINT
@@ -79,22 +79,34 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         every_n_steps: Number of optimizer steps between two checkpoints within an epoch; None: none there. The step
             before a validation is left out, as the one at its end does instead.
+        folder: Where ``last.ckpt`` is written; None: ``checkpoints`` in the run's folder.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
-        super().__init__(
-            filename="last", enable_version_counter=False, save_on_train_epoch_end=True, save_on_exception=True
-        )
+    def __init__(self, every_n_steps: int | None = None, folder: str | Path | None = None) -> None:
         self.every_n_steps = every_n_steps
+        self.folder = folder
         self.signal: signal.Signals | None = None
         """The signal that asked training to stop."""
+        self.best_model_path = ""
+        """The file that was written last, under the name that Lightning's own callback has for it."""
+        self._saved_at = -1
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
+    def _save(self, trainer: Trainer) -> None:
+        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        path = str(Path(trainer.strategy.broadcast(folder)) / "last.ckpt")
+        trainer.save_checkpoint(path)
+        self.best_model_path = path
+        self._saved_at = trainer.global_step
+
+    def _ask_to_stop(self, trainer: Trainer) -> None:
+        """Makes Lightning stop after this step, if a signal came. Nothing public does it without ending the epoch."""
+        trainer._signal_connector.received_sigterm = self.signal is not None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         self.signal = None
-        trainer._signal_connector.received_sigterm = False
+        self._ask_to_stop(trainer)
         self._process = os.getpid()
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -115,33 +127,36 @@ class LastCheckpoint(ModelCheckpoint):
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
-        trainer._signal_connector.received_sigterm = self.signal is not None
+        if self.signal is not None:
+            self._ask_to_stop(trainer)
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             count = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
             # A checkpoint from before a validation would go on after it, without its draws of random numbers.
             if not trainer.is_last_batch and (count + 1) % (trainer.val_check_batch or math.inf):
-                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+                self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
 
     # Lightning would leave a validation in the middle, and not come back to it
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if self.signal is not None and not trainer.sanity_checking:
             trainer._signal_connector.received_sigterm = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        trainer._signal_connector.received_sigterm = self.signal is not None
+        if self.signal is not None:
+            self._ask_to_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
         self._give_back_signals()
         if self.signal is not None:  # it came after the last step
             signal.raise_signal(self.signal)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back_signals()
-        # Lightning raises it between two steps
-        if isinstance(exception, SIGTERMException) and self._should_save_on_exception(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        # Lightning raises it between two steps, or after an epoch's end, when this step has been saved
+        if isinstance(exception, SIGTERMException) and trainer.global_step != self._saved_at:
+            self._save(trainer)
 
     def _give_back_signals(self) -> None:
         for number, handler in self._previous.items():

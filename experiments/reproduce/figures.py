@@ -1,4 +1,4 @@
-"""Remakes figures 2, 3 and 5 of the course report of 2018: ``python experiments/figures.py 2``.
+"""Remakes figures 2, 3 and 5 of the course report of 2018: ``python experiments/reproduce/figures.py 2``.
 
 2   WAE-MMD and WAE-GAN on digits: reconstructions, interpolations, samples
 3   lower halves of digits completed from the upper ones: the report's model, and one that can give several answers
@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate import UsageError, load_data, load_model
 from matplotlib.figure import Figure
+from records import EXPERIMENTS
 from torch import Tensor
 
 from wae_lightning.callbacks import CompletionPictures, ImagePictures, draw_point_sets
 
-HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(EXPERIMENTS))
+from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.load import load_data, load_model
+
 CONFIGS = {
     2: ("mnist_wae_mmd", "mnist_wae_gan"),
     3: ("mnist_conditional_report", "mnist_conditional"),
@@ -35,8 +38,8 @@ def trained(config: str, flags: list[str]) -> Path:
     """Trains a config in ``runs/figures`` and returns its last checkpoint."""
     folder = Path("runs/figures")
     runs = folder / config
-    command = [sys.executable, str(HERE / "train.py"), f"--config={config}", f"--trainer.logger.save_dir={folder}"]
-    subprocess.run([*command, *flags], check=True)
+    command = [sys.executable, str(EXPERIMENTS / "train.py"), f"--config={config}"]
+    subprocess.run([*command, f"--trainer.logger.save_dir={folder}", *flags], check=True)
     newest = max(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     return newest
 
@@ -97,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = load_data(paths[-1], overrides)
         if data is None:
             raise UsageError(f"{paths[-1]}: figures need its test data: --data.root=DIR")
-        out = known.out or HERE.parent / "docs" / f"figure_{known.number}.png"
+        out = known.out or EXPERIMENTS.parent / "docs" / f"figure_{known.number}.png"
         torch.manual_seed(0)
         draw(known.number, models, data).savefig(out, dpi=90)
     except (UsageError, FileNotFoundError, ValueError) as error:

@@ -1,0 +1,177 @@
+"""One file -> one point cloud, whatever its format, and how clouds are normalized."""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.lists import read_lines
+from datamodules.off import read_off, sample_surface
+from datamodules.ply import read_ply
+
+__all__ = ["CLOUD_ENDINGS", "NORMALIZATIONS", "normalize", "read_cloud"]
+
+_TEXT = (".txt", ".xyz", ".pts", ".asc", ".csv")
+CLOUD_ENDINGS = (".off", ".ply", ".npy", ".npz", *_TEXT)
+"""How the names of files that ``read_cloud`` reads end, in any case."""
+
+NORMALIZATIONS = ("unit_sphere", "unit_box", "whole_set", "none")
+
+
+def normalize(
+    clouds: Tensor, how: str, center: Tensor | list[float] | None = None, size: float | None = None
+) -> Tensor:
+    """Moves and scales clouds (N, P, 3).
+
+    Args:
+        clouds: Points; to keep the details of coordinates far from 0, in float64.
+        how: ``unit_sphere`` moves the mean of each cloud to 0 and its farthest point to radius 1; ``unit_box`` moves
+            the middle of its bounding box to 0 and makes the longest side 1; ``whole_set`` subtracts ``center`` and
+            divides by ``size``, which are those of the training set; ``none`` changes nothing.
+        center: (3,), the mean of all training points; for ``whole_set`` only.
+        size: Their standard deviation; for ``whole_set`` only.
+
+    Returns:
+        Clouds of the same shape and type. A cloud whose points are all the same only moves.
+
+    Raises:
+        ValueError: If ``how`` is unknown, lacks what it needs, or the coordinates are too large to be squared.
+    """
+    if how == "none":
+        return clouds
+    if how == "whole_set":
+        if center is None or size is None:
+            raise ValueError("normalization 'whole_set' needs the center and the size of the training set")
+        return (clouds - torch.as_tensor(center).to(clouds)) / size
+    if how == "unit_sphere":
+        clouds = clouds - clouds.mean(dim=1, keepdim=True)
+        sizes = clouds.norm(dim=2).amax(dim=1)
+    elif how == "unit_box":
+        low, high = clouds.amin(dim=1, keepdim=True), clouds.amax(dim=1, keepdim=True)
+        clouds = clouds - (low + high) / 2
+        sizes = (high - low).amax(dim=(1, 2))
+    else:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {how!r}")
+    if not sizes.isfinite().all():
+        raise ValueError("expected coordinates whose squares are finite numbers, found larger ones")
+    return clouds / torch.where(sizes > 0, sizes, 1)[:, None, None]
+
+
+def read_cloud(path: Path, num_points: int, seed: int = 0, normalization: str = "none", **moments: Any) -> Tensor:
+    """Reads the point clouds of a file: one, or all of an array with three axes.
+
+    Meshes (``.off``, and ``.ply`` with faces) are sampled uniformly by area. ``.npy`` and ``.npz`` hold an array
+    (P, 3 or more) or (N, P, 3 or more); of several arrays in ``.npz`` it is ``samples``, ``points``, ``pos``, ``pc`` or
+    ``arr_0``. Text has a point in each line, separated by blanks or commas, perhaps below a line of names or a count.
+    What stands behind the three coordinates, as normals do, is left out.
+
+    Args:
+        path: The file; its ending tells the format.
+        num_points: Points drawn from a mesh. Of a cloud with more points this many are drawn; one with fewer keeps its
+            points.
+        seed: Seed of what is drawn.
+        normalization: See :func:`normalize`; computed from all the points that are in the file.
+        **moments: ``center`` and ``size``, for ``whole_set``.
+
+    Returns:
+        float32 (N, at most num_points, 3).
+
+    Raises:
+        ValueError: If the file is not what its ending says, is damaged, or holds no finite points.
+    """
+    try:
+        generator = np.random.default_rng(seed)
+        points = normalize(torch.from_numpy(_all_points(path, num_points, generator)), normalization, **moments)
+    except ValueError as error:
+        raise error if str(error).startswith(f"{path}") else ValueError(f"{path}: {error}") from None
+    if points.shape[1] > num_points:
+        points = points[:, torch.from_numpy(generator.permutation(points.shape[1])[:num_points])]
+    return points.float()
+
+
+def _all_points(path: Path, num_points: int, generator: np.random.Generator) -> np.ndarray:
+    """The points (N, P, 3) of a file, float64 unless the file holds shorter ones."""
+    ending = path.suffix.lower()
+    if ending in (".off", ".ply"):
+        points, triangles = (read_off if ending == ".off" else read_ply)(path)
+        if len(triangles):
+            points = sample_surface(points, triangles, num_points, generator)
+    elif ending == ".npy":
+        with path.open("rb") as file:
+            points = _read_npy(path, file, path.stat().st_size)
+    elif ending == ".npz":
+        points = _read_npz(path)
+    elif ending in _TEXT:
+        points = _read_text(path)
+    else:
+        raise ValueError(f"{path}: expected a point cloud in one of {', '.join(CLOUD_ENDINGS)}")
+    if points.ndim not in (2, 3) or points.shape[-1] < 3 or not points.size or points.dtype.kind not in "fiu":
+        shape = " x ".join(map(str, points.shape))
+        raise ValueError(f"{path}: expected numbers of shape P x 3 or N x P x 3, found {points.dtype} of {shape}")
+    points = points.reshape(-1, *points.shape[-2:])[..., :3]
+    points = points.astype(np.float32 if points.dtype.itemsize <= 4 and points.dtype.kind == "f" else np.float64)
+    if not np.isfinite(points).all():
+        raise ValueError(f"{path}: a point has a coordinate that is not finite")
+    return points
+
+
+def _read_npy(path: Path, file: Any, size: int) -> np.ndarray:
+    """Reads an array of numbers from an open file of ``size`` bytes; its header must not make us allocate more."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, by_columns, dtype = read_header[version](file)
+        count = math.prod(shape)
+        if dtype.kind not in "fiu":
+            raise ValueError(f"expected numbers, found {dtype}")
+        if count * dtype.itemsize > size:
+            raise ValueError(f"its header promises {' x '.join(map(str, shape))} numbers, more than the file holds")
+        content = file.read(count * dtype.itemsize)
+        array = np.frombuffer(content, dtype, count)
+    except Exception as error:  # numpy's header parser and zipfile each have exceptions of their own
+        raise ValueError(f"{path}: not a complete NumPy array of numbers ({error})") from None
+    return array.reshape(shape, order="F" if by_columns else "C")
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+            known = [name for name in ("samples", "points", "pos", "pc", "arr_0") if name in arrays]
+            if not known and len(arrays) != 1:
+                raise ValueError(f"{path}: expected an array named samples, found {', '.join(arrays) or 'none'}")
+            member = archive.getinfo(arrays[known[0]] if known else next(iter(arrays.values())))
+            # deflate shrinks at most 1032 times
+            with archive.open(member) as file:
+                return _read_npy(path, file, min(member.file_size, 1100 * path.stat().st_size))
+    except ValueError:
+        raise
+    except Exception as error:  # zipfile, zlib and its other decompressors each have exceptions of their own
+        raise ValueError(f"{path}: not an NPZ file of plain arrays ({error})") from None
+
+
+def _read_text(path: Path) -> np.ndarray:
+    lines = [re.split(r"#|//", line)[0].replace(";", ",").strip() for line in read_lines(path)]
+    lines = [line for line in lines if line]
+    # names of the columns, or the number of points
+    if lines and (len(_words(lines[0])) < 3 or re.search("[a-df-z]", lines[0], re.IGNORECASE)):
+        if re.search(r"\d\s*\Z", lines[0]) and _words(lines[0])[0] != str(len(lines) - 1):
+            raise ValueError(f"{path}: expected three coordinates in each line, found {lines[0][:60]!r}")
+        del lines[0]
+    if not lines:
+        raise ValueError(f"{path}: expected a point in each line, found none")
+    try:
+        return np.loadtxt(lines, delimiter="," if "," in lines[0] else None, comments=None, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected as many numbers in each line ({error})") from None
+
+
+def _words(line: str) -> list[str]:
+    return line.replace(",", " ").split()

@@ -1,0 +1,51 @@
+"""Models, trainers and comparisons that several test files use."""
+
+import functools
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from wae_lightning import WAEMMD
+from wae_lightning.networks import ConvDecoder, ConvEncoder
+from wae_lightning.noise import EncoderNoise
+
+ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2)
+
+
+def perceptrons(d=2, features=None):
+    """Networks without batch norm for 1 x 4 x 4 images."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, features or d))
+    decoder = nn.Sequential(nn.Linear(d, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
+    return {"encoder": encoder, "decoder": decoder, "latent_dim": d}
+
+
+def small(cls=WAEMMD, **arguments):
+    """A model of digits with the smallest networks."""
+    noise = arguments.get("noise") or EncoderNoise()
+    return cls(
+        encoder=ConvEncoder(latent_dim=4 * noise.features_per_dimension, width=1 / 64),
+        decoder=ConvDecoder(4, width=1 / 64),
+        latent_dim=4,
+        **arguments,
+    )
+
+
+def trainer(folder, **arguments):
+    defaults = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "default_root_dir": folder, "limit_train_batches": 3, "limit_val_batches": 1,
+        "max_epochs": 1,
+    }  # fmt: skip
+    return pl.Trainer(**defaults | arguments)
+
+
+def weights(model):
+    return torch.cat([x.detach().flatten() for x in model.state_dict().values() if isinstance(x, torch.Tensor)])
+
+
+def codes_and_loss(model, x):
+    """What the penalty compares, and the weighted sum of all other terms."""
+    code = model.draw_codes(x)
+    terms = model.terms(x, code)
+    return model.compared(x, code), model.objective(terms | {"penalty": torch.zeros(())})

@@ -1,0 +1,88 @@
+"""What a test of a conditional model measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from wae_lightning.lightning import Callback, LightningModule, Trainer
+from wae_lightning.metrics.completion import CodeDependence, CompletionMetrics, negative_log_likelihood
+from wae_lightning.metrics.digit_classifier import DigitClassifier
+
+__all__ = ["MeasureCompletions"]
+
+
+class MeasureCompletions(Callback):
+    r"""Logs under ``test/`` how good a conditional model's completions are; the model brings it.
+
+    These are the measures of :class:`~wae_lightning.metrics.CompletionMetrics` on ten completions, those of
+    :class:`~wae_lightning.metrics.CodeDependence`, and in nats ``nll_prior`` (Monte Carlo over 100 codes from the
+    prior) and, if q(z | x, y) has a density, ``nll`` (importance-weighted, 100 codes from it) and ``negative_elbo``. A
+    third element of a batch are labels.
+
+    Args:
+        likelihood_images: So many test images serve for the likelihoods, the slowest measures; there may be fewer.
+        label_net: A calibrated classifier of observed parts, (B, \*observed_shape) -> logits: if given, the agreement
+            and the label entropy that it would reach stand beside.
+    """
+
+    def __init__(self, likelihood_images: int = 2000, label_net: torch.nn.Module | None = None) -> None:
+        self.likelihood_images = likelihood_images
+        self.label_net = label_net
+        self._left = 0
+        self._completions: CompletionMetrics | None = None
+        self._dependence: CodeDependence | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = pl_module
+        images = getattr(getattr(trainer, "datamodule", None), "images", None)
+        digits = model.parts.image_shape == (1, 28, 28) and getattr(images, "variant", "mnist") == "mnist"
+        classifier = DigitClassifier.pretrained() if digits else None
+        self._completions = CompletionMetrics(model.parts.mask, classifier).to(model.device)
+        self._dependence = CodeDependence().to(model.device)
+        self._left = -(-self.likelihood_images // trainer.world_size)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        model: Any = pl_module
+        assert self._completions is not None
+        assert self._dependence is not None
+        x, y = model.inputs_of(batch)
+        labels = batch[2] if len(batch) > 2 and batch[2].ndim == 1 else None
+        completed = model.join(x.unsqueeze(1), model.complete(x, 10))
+        label_net = self.label_net or getattr(model, "label_net", None)
+        probabilities = None if label_net is None else label_net(x).softmax(1)
+        self._completions.update(model.join(x, y), completed, labels, probabilities)
+        if getattr(model.features, "fitted", True):
+            self._dependence.update(model.features(x), model.draw_codes((x, y)))
+        x, y = x[: self._left], y[: self._left]
+        self._left -= len(x)
+        if len(x):
+            likelihoods = {"nll_prior": negative_log_likelihood(model.log_weights(x, y, 100, prior=True))}
+            if model.posterior(x, y) is not None:
+                weights = model.log_weights(x, y, 100)
+                likelihoods |= {"nll": negative_log_likelihood(weights), "negative_elbo": -weights.mean(1)}
+            model.log_dict(
+                {f"test/{name}": value.mean() for name, value in likelihoods.items()},
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(x),
+                sync_dist=True,
+            )
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._completions is not None
+        assert self._dependence is not None
+        results = self._completions.compute()
+        if self._dependence.update_count:
+            results |= self._dependence.compute()
+        pl_module.log_dict({f"test/{name}": value for name, value in results.items()})
+        self._completions = self._dependence = None

@@ -1,0 +1,82 @@
+"""Likelihoods of completions under a conditional model."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wae_lightning.lightning import LightningModule
+from wae_lightning.metrics.completion import binary_cross_entropy
+from wae_lightning.noise import FixedNoise, GaussianNoise
+from wae_lightning.priors import Normal
+
+__all__ = ["CompletionLikelihood"]
+
+
+class CompletionLikelihood(LightningModule, ABC):
+    """The density q(z | x, y) of a conditional model's codes, and what it says of log p(y | x)."""
+
+    noise: Any
+    prior: Any
+    standardize: Any
+    latent_dim: int
+
+    @abstractmethod
+    def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor: ...
+
+    @abstractmethod
+    def complete(self, x: Tensor, n: int = 1, z: Tensor | None = None) -> Tensor:
+        """Completes observed parts."""
+
+    def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of the Gaussian q(z | x, y), each (B, latent_dim).
+
+        Returns:
+            None if q has no density (without noise, with input noise or implicit noise) or the prior is not normal.
+        """
+        random = isinstance(self.noise, FixedNoise | GaussianNoise)
+        if not random or not isinstance(self.prior, Normal) or self.standardize is not None:
+            return None
+        features = self._features((x, y))
+        mean = self.noise.mean(features)
+        if isinstance(self.noise, GaussianNoise):
+            return mean, self.noise.variance(features).sqrt()
+        assert isinstance(self.noise, FixedNoise)
+        return self.prior.scale * mean, torch.full_like(mean, self.prior.scale * self.noise.std)
+
+    @torch.no_grad()
+    def log_weights(self, x: Tensor, y: Tensor, n: int, prior: bool = False) -> Tensor:
+        """Draws codes for each pair and returns their log importance weights, in nats.
+
+        These are log p(y | x, z) + log p(z) - log q(z | x, y) at z from q, or log p(y | x, z) at z from the prior. For
+        p(y | x, z) the pixels are independent Bernoulli variables with the decoder's output as means. The mean over the
+        draws from q is the evidence lower bound.
+
+        Args:
+            x: Observed parts (B, *observed_shape).
+            y: Hidden parts (B, *target_shape).
+            n: How many codes, at least 1.
+            prior: Draw from the prior, not from q.
+
+        Returns:
+            Shape (B, n).
+
+        Raises:
+            ValueError: If q has no density, and ``prior`` is False.
+        """
+        if prior:
+            return -binary_cross_entropy(y.flatten(1), self.complete(x, n).flatten(2))
+        posterior = self.posterior(x, y)
+        if posterior is None:
+            raise ValueError("q(z | x, y) has no density: noise must be FixedNoise or GaussianNoise, the prior normal")
+        mean, std = (parameter.unsqueeze(1) for parameter in posterior)
+        epsilon = torch.randn(len(x), n, self.latent_dim, device=x.device)
+        z = mean + std * epsilon
+        log_likelihood = -binary_cross_entropy(y.flatten(1), self.complete(x, n, z=z).flatten(2))
+        log_q = -(0.5 * epsilon.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(2)
+        log_prior: Tensor = self.prior.log_prob(z.flatten(0, 1)).view_as(log_q)
+        return log_likelihood + log_prior - log_q

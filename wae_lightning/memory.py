@@ -1,0 +1,77 @@
+"""The codes of the latest batches, kept once for all that looks back at them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CodeMemory"]
+
+
+class CodeMemory(nn.Module):
+    """Remembers the codes of the latest batches, and is saved with the model.
+
+    The penalty takes past codes from it (``code_queue``), so do a flow, the coupling of point sets, and
+    ``training_codes``. It is part of the model's ``state_dict``, as extra state: its size varies.
+
+    Args:
+        capacity: At least so many codes are kept, once so many were seen; older batches are forgotten.
+
+    Example:
+        >>> memory = CodeMemory(capacity=3)
+        >>> for value in range(4):
+        ...     memory.remember(torch.full((2, 1), float(value)))
+        >>> len(memory), memory.latest(3).flatten().tolist()
+        (4, [3.0, 3.0, 2.0])
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self._batches: deque[Tensor] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def remember(self, codes: Tensor) -> None:
+        """Adds the codes of one batch, (n, d); no gradient is kept."""
+        # a copy: with CUDA graphs the next step overwrites the tensor
+        self._batches.append(codes.detach().clone())
+        self._count += len(codes)
+        while self._count - len(self._batches[0]) >= self.capacity:
+            self._count -= len(self._batches.popleft())
+
+    def latest(self, count: int, like: Tensor | None = None) -> Tensor:
+        """The latest ``count`` codes, or as many as there are: (n, d), the batches from the latest to the oldest.
+
+        Args:
+            count: How many at most.
+            like: A tensor (m, d) whose device and type they shall have; it also says d while nothing is remembered.
+        """
+        found = [] if like is None else [like[:0]]
+        for batch in reversed(self._batches):
+            if count <= 0:
+                break
+            part = batch[-count:]
+            found.append(part if like is None else part.to(like))
+            count -= len(part)
+        return torch.cat(found)
+
+    def all(self) -> Tensor:
+        """All codes, (n, d), on the device of the latest ones, the oldest first."""
+        return torch.cat([batch.to(self._batches[-1].device) for batch in self._batches])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What ``state_dict`` holds: the codes, and how many each batch had."""
+        if not self._batches:
+            return {}
+        return {"codes": self.all(), "counts": [len(batch) for batch in self._batches]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores what ``get_extra_state`` told."""
+        self._batches = deque(state["codes"].split(state["counts"])) if state else deque()
+        self._count = sum(map(len, self._batches))

@@ -1,0 +1,122 @@
+"""Batches: where the input lies in them, and whether it is what the model was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wae_lightning.lightning import Callback, LightningModule, Trainer
+
+__all__ = ["CheckInputs", "check_image_shape", "input_of"]
+
+
+def input_of(batch: Any, key: str) -> Tensor:
+    """The input in a batch: the batch itself, its first element, or what a dictionary has under ``key``.
+
+    Raises:
+        ValueError: If there is no tensor.
+    """
+    if isinstance(batch, Mapping):
+        if key not in batch:
+            raise ValueError(f"the batch has no {key!r}, only {', '.join(map(repr, batch))}: set the model's input_key")
+        x = batch[key]
+    else:
+        x = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"a batch must be a tensor, a tuple that begins with one, or a dictionary, got {type(x).__name__}"
+        )
+    return x
+
+
+def check_image_shape(x: Tensor, image_shape: Sequence[int]) -> None:
+    """Refuses batches of images that are not (B, *image_shape).
+
+    Raises:
+        ValueError: Naming both shapes, and what seems to be wrong.
+    """
+    channels, height, width = image_shape
+    if x.shape[1:] == (channels, height, width):
+        return
+    hint = ""
+    if x.shape[1:] == (height, width) or (x.ndim == 3 and channels == 1):
+        hint = ": it lacks the dimension of the channels"
+    elif x.shape[1:] == (height, width, channels):
+        hint = ": channels must stand before height and width"
+    raise ValueError(
+        f"a batch of shape {tuple(x.shape)} does not fit image_shape ({channels}, {height}, {width}); expected "
+        f"(B, {channels}, {height}, {width}){hint}"
+    )
+
+
+class CheckInputs(Callback):
+    """Refuses inputs outside of the model's range, and inputs that are not finite, in training and evaluation.
+
+    On the CPU each batch is looked at; on other devices, where that would make the host wait, the first batch of each
+    epoch, and the others together every ``log_every_n_steps`` batches and at the epoch's end.
+
+    Args:
+        inputs: Maps a batch to the tensors that must lie in the range.
+        input_range: Least and largest value; None: any finite numbers.
+    """
+
+    def __init__(self, inputs: Callable[[Any], Sequence[Tensor]], input_range: tuple[float, float] | None) -> None:
+        self.inputs = inputs
+        self.input_range = input_range
+        self._seen: list[tuple[int, Tensor]] = []
+
+    def _look(self, trainer: Trainer, stage: str, batch: Any, batch_idx: int) -> None:
+        number = trainer.fit_loop.total_batch_idx + 1 if stage == "training" else batch_idx + 1
+        for x in self.inputs(batch):
+            if self.input_range is not None and not x.is_floating_point():
+                raise ValueError(f"{self._expected()} got {x.dtype} of shape {tuple(x.shape)}")
+            if x.numel():
+                self._seen.append((number, torch.stack(x.detach().aminmax())))
+        at_once = batch_idx == 0 or trainer.strategy.root_device.type == "cpu"
+        if at_once or len(self._seen) >= (getattr(trainer, "log_every_n_steps", None) or 50):
+            self._check(stage)
+
+    def _expected(self) -> str:
+        low, high = self.input_range or (0, 1)
+        return f"the input must be floats in [{low:g}, {high:g}], like the decoder's output;"
+
+    def _check(self, stage: str) -> None:
+        seen, self._seen = self._seen, []
+        if not seen:
+            return
+        numbers = [number for number, _ in seen]
+        for number, (low, high) in zip(numbers, torch.stack([found for _, found in seen]).tolist(), strict=True):
+            if not (abs(low) < float("inf") and abs(high) < float("inf")):
+                raise FloatingPointError(
+                    f"{stage} step {number}: the batch itself is bad, it holds NaN or infinity: look at the data"
+                )
+            if self.input_range is not None and not self.input_range[0] <= low <= high <= self.input_range[1]:
+                raise ValueError(
+                    f"{self._expected()} got {seen[0][1].dtype} in [{low:.4g}, {high:.4g}] in {stage} step {number}: "
+                    "scale the data, or give the model another input_range"
+                )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._look(trainer, "training", batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._look(trainer, "validation", batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._look(trainer, "test", batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check("training")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check("validation")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check("test")
