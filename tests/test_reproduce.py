@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import evaluate
 import figures
 import make_bundled_digits
 import mnist_results
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 import pythae_results
 import torch
+import train
 import train_digit_classifier
 from test_mnist import write_idx
 
 from datamodules import MNISTDataModule
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
 from wae_lightning import WAEMMD
-from wae_lightning.cli import evaluate, train
 from wae_lightning.metrics import DigitFeatures
 from wae_lightning.metrics.digit_classifier import DigitClassifier
 

@@ -7,12 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import benchmark
 import pytest
 import torch
+import train
 from benchmarks.training import precision
 from benchmarks.turns import Options
 from helpers import small, trainer
@@ -203,7 +203,7 @@ def test_the_command_line_trains_with_two_processes(tmp_path):
     flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
     flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
     run = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[1] / "experiments" / "train.py"), "--config=mnist_wae_gan", *flags],
+        [sys.executable, train.__file__, "--config=mnist_wae_gan", *flags],
         cwd=tmp_path,
         capture_output=True,
         text=True,

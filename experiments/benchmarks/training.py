@@ -20,8 +20,8 @@ from benchmarks.competitors import WARM_UP, Steps, StepTimer, bare_loop, plain_l
 from benchmarks.turns import Options, median, ratio, seconds_of, stopwatch
 from datamodules.images import ImageDataModule, Images
 from wae_lightning import WAE
-from wae_lightning.cli import train
 from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.train import Train
 from wae_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["precision", "run_of", "training"]
@@ -34,13 +34,13 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def run_of(options: Options, config: str, *flags: str) -> train.Train:
+def run_of(options: Options, config: str, *flags: str) -> Train:
     """What train.py makes of a config and flags, ready to fit."""
     flags = (f"--config={config}", f"--accelerator={options.device.type}", "--enable_model_summary=false", *flags)
     if options.root is not None and config.startswith("mnist"):
         flags += (f"--data.root={options.root}",)
     with quietly():
-        return train.Train(*complete_flags(list(flags)))
+        return Train(*complete_flags(list(flags)))
 
 
 def training_images(data: ImageDataModule, device: torch.device) -> Tensor:
@@ -68,7 +68,7 @@ class Turns(StepTimer):
 
 
 def in_turns_with(
-    competitors: dict[str, Steps], run: train.Train, steps: int, device: torch.device, data: ImageDataModule
+    competitors: dict[str, Steps], run: Train, steps: int, device: torch.device, data: ImageDataModule
 ) -> dict[str, list[float]]:
     """Seconds per step of Lightning and of each competitor, a number for each epoch but the first."""
     turns = Turns(competitors, steps, device)

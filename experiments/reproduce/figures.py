@@ -22,8 +22,6 @@ from records import EXPERIMENTS
 from torch import Tensor
 
 from wae_lightning.callbacks import CompletionPictures, ImagePictures, draw_point_sets
-
-sys.path.insert(0, str(EXPERIMENTS))
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.load import load_data, load_model
 

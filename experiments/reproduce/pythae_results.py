@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,12 +21,10 @@ from pythae_trainer import pythae_trainer
 from records import EXPERIMENTS, commit, hardware, write_json
 from torch import nn
 
-from wae_lightning.metrics import DigitFeatures
-
-sys.path.insert(0, str(EXPERIMENTS))
-from wae_lightning.cli import train
 from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.train import Train
 from wae_lightning.evaluation.images import compare, extract_features, format_count, read_test_images
+from wae_lightning.metrics import DigitFeatures
 
 
 @torch.no_grad()
@@ -48,7 +45,7 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """One training, measured whenever its CPU time reaches one of ``seconds``, by ``num_samples`` samples."""
     flags = ["--config=mnist_wae_mmd", "--model.noise=null", "--model.encoder.latent_dim=16", f"--data.root={root}"]
-    run = train.Train(complete_flags([*flags, f"--seed_everything={seed}"])[0], "pythae")
+    run = Train(complete_flags([*flags, f"--seed_everything={seed}"])[0], "pythae")
     data, model = run.datamodule, run.model
     data.prepare_data()
     data.setup("fit")

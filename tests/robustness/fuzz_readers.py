@@ -42,16 +42,16 @@ from datamodules.idx import read_idx
 from datamodules.mnist import read_digits
 from datamodules.modelnet40 import _Meshes, read_clouds
 from wae_lightning import WAEMMD
-from wae_lightning.cli import generate, train
-from wae_lightning.cli.errors import UsageError, explain_mistake
+from wae_lightning.cli import generate
+from wae_lightning.cli.errors import explain_mistake
 from wae_lightning.cli.flags import complete_flags, config_file
 from wae_lightning.cli.load import load_data, load_model
+from wae_lightning.cli.train import Train
 from wae_lightning.lightning import MisconfigurationException
 
 REFUSALS = (
     ValueError,
     FileNotFoundError,
-    UsageError,
     ArgumentError,
     MisconfigurationException,
 )
@@ -376,7 +376,7 @@ def write_configs(folder: Path) -> list[Path]:
 
 def read_config(path: Path) -> Any:
     arguments, name = complete_flags([f"--config={path}"])
-    return train.Train(arguments, name)
+    return Train(arguments, name)
 
 
 def write_npz(folder: Path) -> list[Path]:

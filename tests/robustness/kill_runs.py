@@ -31,9 +31,11 @@ from PIL import Image
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
-from wae_lightning.cli import train
 from wae_lightning.lightning import Trainer
 from wae_lightning.training.interruption import AtomicCheckpointIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import train
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 SMALL = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--data.batch_size=50"]
