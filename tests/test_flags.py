@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from wae_lightning.cli import train
-from wae_lightning.cli.errors import explain_mistake, suggest
-from wae_lightning.cli.flags import complete_flags, config_file, list_arguments, list_flags
+from wae_lightning.cli.errors import UsageError, explain_mistake, suggest
+from wae_lightning.cli.flags import complete_flags, config_file, find_checkpoint, list_arguments, list_flags
 from wae_lightning.lightning import ModelCheckpoint, Trainer
 
 SHORT = ["--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1", "--enable_progress_bar=false"]
@@ -193,8 +193,8 @@ def test_a_checkpoint_of_another_model_or_size_is_refused_by_name(empty_folder, 
     checkpoint = "runs/mnist_wae_mmd/version_0/checkpoints/last.ckpt"
     for flags, message in (
         (["--config=mnist_wae_gan"], "it holds a WAEMMD, and mnist_wae_gan makes a WAEGAN; name its config"),
-        (["--model.flow=null"], r"of the weight flow\.\S+ it has the shape \(.*\), expected none"),
-        (["--model.encoder.width=0.05"], r"of the weight \S+ it has the shape \(.*\), expected the shape \(.*\)"),
+        (["--model.flow=null"], r"its flow\.\S+ is none of the model's weights"),
+        (["--model.encoder.width=0.05"], r"its \S+ has the shape \(.*\), expected \(.*\)"),
     ):
         with pytest.raises(SystemExit) as stop:
             train.main([*SHORT, *SMALL, *flags, "--logger=false", f"--ckpt_path={checkpoint}"])
@@ -221,11 +221,23 @@ def test_a_log_file_has_one_line_for_each_epoch_and_no_advertisement(empty_folde
     )
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    (first, second) = (line for line in lines if line.startswith("epoch "))
-    assert re.fullmatch(r"epoch 1, step 3: val/cost [\d.]+, val/loss [\d.]+, val/penalty -?[\d.e-]+", first)
-    assert second.startswith("epoch 2, step 6: ")
+    assert [line.partition(":")[0] for line in lines if line.startswith("epoch ")] == ["epoch 0", "epoch 1"]
     assert "Tip: " not in ran.stdout + ran.stderr
     assert "it/s" not in ran.stdout + ran.stderr
+
+
+def test_the_folder_of_a_run_stands_for_its_last_checkpoint(empty_folder):
+    last = empty_folder / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    for path, message in (("run", "run: there is no checkpoints/last.ckpt in"), ("gone", "gone: no such file")):
+        with pytest.raises(UsageError, match=f"--ckpt_path {message}"):
+            train.checkpoint_to_resume(path, empty_folder)
+        with pytest.raises(FileNotFoundError, match=message):
+            find_checkpoint(Path(path))
+    last.write_bytes(b"")
+    for path in (Path("run"), Path("run/checkpoints"), last):
+        assert find_checkpoint(path).resolve() == last
+        assert train.checkpoint_to_resume(str(path), empty_folder).resolve() == last
 
 
 def test_the_weights_are_compared_by_name_and_shape():
@@ -234,5 +246,5 @@ def test_the_weights_are_compared_by_name_and_shape():
         config_name, model = "mine", nn.Linear(2, 1)
 
     train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1).state_dict()})
-    with pytest.raises(ValueError, match=r"of the weight bias it has none, expected the shape \(1,\)"):
+    with pytest.raises(ValueError, match="another config: it has no bias"):
         train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1, bias=False).state_dict()})

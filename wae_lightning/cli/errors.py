@@ -58,7 +58,7 @@ def explain_mistake(message: str, given: Sequence[str] = ()) -> str:
     """
     sentence = _explain(message)
     for name in set(re.findall(r"--trainer\.(\w+)", sentence)):
-        if not any(argument.startswith(f"--trainer.{name}") for argument in given):
+        if any(argument.startswith(f"--{name}") for argument in given):
             sentence = sentence.replace(f"--trainer.{name}", f"--{name}")
     return sentence
 

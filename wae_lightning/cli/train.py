@@ -16,10 +16,10 @@ from typing import Any
 
 import datamodules  # noqa: F401  its classes can be named on the command line
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
-from wae_lightning.callbacks import Dashboard
+from wae_lightning.callbacks import Dashboard, ProgressBar
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
-from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.flags import complete_flags, find_checkpoint
 from wae_lightning.lightning import (
     PACKAGE,
     Callback,
@@ -32,7 +32,6 @@ from wae_lightning.lightning import (
     SIGTERMException,
     TensorBoardLogger,
     TorchCheckpointIO,
-    TQDMProgressBar,
     Trainer,
     seed_everything,
 )
@@ -77,6 +76,8 @@ class MonitorCheck(Callback):
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(map(str, trainer.callback_metrics))
+        if isinstance(pl_module, WAE):  # it logs none of batches that are too small: training says so
+            logged = sorted({*logged, "val/loss"})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
             if monitor and logged and monitor not in logged and not monitor.startswith("train/"):
@@ -91,25 +92,16 @@ class Stopped(SystemExit):
 
 
 def checkpoint_to_resume(path: str, runs: Path) -> Path:
-    """Resolves ``--ckpt_path``: ``last`` is the newest ``last.ckpt`` among the runs of the config."""
+    """Resolves ``--ckpt_path``: a file, the folder of a run, or ``last``, the newest ``last.ckpt`` of the config."""
     if path != "last":
-        if not Path(path).is_file():
-            raise UsageError(f"--ckpt_path {path}: no such file")
-        return Path(path)
+        try:
+            return find_checkpoint(Path(path))
+        except FileNotFoundError as error:
+            raise UsageError(f"--ckpt_path {error}") from None
     found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise UsageError(f"--ckpt_path last: there is no {runs}/*/checkpoints/last.ckpt to go on from")
     return found[-1]
-
-
-class EpochLines(Callback):
-    """One line for each epoch, for logs that no progress bar should fill."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            logged = sorted(trainer.callback_metrics.items())
-            values = ", ".join(f"{name} {value:.4g}" for name, value in logged if name.startswith("val/"))
-            print(f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}: {values}", flush=True)
 
 
 def choose_version(runs: Path) -> Path:
@@ -156,12 +148,8 @@ class Train(LightningCLI):
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer
         chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
-        self.is_log = flags.enable_progress_bar is None and not chosen and not sys.stdout.isatty()
-        if self.is_log:
-            self.trainer_defaults["callbacks"].append(EpochLines())
-        elif flags.enable_progress_bar is not False and not chosen:
-            # Lightning's own choice draws at every step, which takes time and makes a GPU wait
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=20))
+        if flags.enable_progress_bar is not False and not chosen:
+            self.trainer_defaults["callbacks"].append(ProgressBar())
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
         logger = flags.logger
         in_runs = isinstance(logger, dict) or hasattr(logger, "init_args")
@@ -197,18 +185,16 @@ class Train(LightningCLI):
         )
         for name in sorted(stored.keys() | own.keys()):
             if stored.get(name) != own.get(name):
-                here, there = (f"the shape {held[name]}" if name in held else "none" for held in (own, stored))
-                raise UsageError(
-                    f"{path}: it was trained by another config: of the weight {name} it has {there}, expected {here}"
-                )
+                found = f"its {name} has the shape {stored.get(name)}, expected {own.get(name)}"
+                found = found if name in stored else f"it has no {name}"
+                found = found if name in own else f"its {name} is none of the model's weights"
+                raise UsageError(f"{path}: it was trained by another config: {found}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         flags = self.config.trainer
         unlogged = flags.logger is False and not flags.fast_dev_run
         if unlogged:  # a run has a folder of its own under any logger
             kwargs["default_root_dir"] = str(self.folder)
-        if self.is_log:
-            kwargs["enable_progress_bar"] = False
         trainer = super().instantiate_trainer(**kwargs)
         if unlogged and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=self.config.ckpt_path is not None)
