@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
+
 __all__ = [
     "AbsoluteError",
     "BinaryCrossEntropy",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 
-class Cost(nn.Module, ABC):
+class Cost(Part, nn.Module, ABC):
     """A cost of each sample, summed over its dimensions and multiplied by ``scale``.
 
     Args:
@@ -56,9 +58,6 @@ class Cost(nn.Module, ABC):
                 f"got {tuple(target.shape)} and {tuple(reconstruction.shape)}"
             )
         return self.scale * self._unscaled(target, reconstruction)
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}"
 
 
 class SquaredError(Cost):

@@ -11,10 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
+
 __all__ = ["EncoderNoise", "FixedNoise", "GaussianNoise", "ImplicitNoise", "InputNoise"]
 
 
-class EncoderNoise(nn.Module):
+class EncoderNoise(Part, nn.Module):
     """No noise: the code is the encoder's output. Base of the random modes."""
 
     features_per_dimension = 1

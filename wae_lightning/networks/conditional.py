@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
+from wae_lightning.parts import Part
 
 __all__ = [
     "ConditionalConvDecoder",
@@ -36,7 +37,7 @@ def _mlp(sizes: Sequence[int]) -> list[nn.Module]:
     return [*layers, nn.Linear(sizes[-2], sizes[-1])]
 
 
-class ConditionalMLPEncoder(nn.Module):
+class ConditionalMLPEncoder(nn.Module, Part):
     """Fully connected encoder of one or several parts of an image, of any shape.
 
     Args:
@@ -76,7 +77,7 @@ class ConditionalMLPEncoder(nn.Module):
         return self.layers(torch.cat([part.flatten(1) for part in parts], dim=1))  # type: ignore[no-any-return]
 
 
-class ConditionalMLPDecoder(nn.Module):
+class ConditionalMLPDecoder(nn.Module, Part):
     """Fully connected decoder from a code, and from the observed part if there is one, to a part of an image.
 
     Args:
@@ -113,7 +114,7 @@ class ConditionalMLPDecoder(nn.Module):
         return self.layers(joined).sigmoid().unflatten(1, self.target_shape)  # type: ignore[no-any-return]
 
 
-class ConditionalConvEncoder(nn.Module):
+class ConditionalConvEncoder(nn.Module, Part):
     """One convolutional network for each part of an image, then fully connected layers for all of them.
 
     Args:
@@ -156,7 +157,7 @@ class ConditionalConvEncoder(nn.Module):
         return self.output(torch.cat(features, dim=1))  # type: ignore[no-any-return]
 
 
-class ConditionalConvDecoder(nn.Module):
+class ConditionalConvDecoder(nn.Module, Part):
     """Convolutional features of the observed part, beside the code, into a convolutional decoder.
 
     Args:
@@ -199,7 +200,7 @@ class ConditionalConvDecoder(nn.Module):
         return self.decoder(z)  # type: ignore[no-any-return]
 
 
-class WhitenedPCA(nn.Module):
+class WhitenedPCA(nn.Module, Part):
     """Fixed features: the first principal components of the observed parts, each scaled to variance 1.
 
     Args:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
+
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 # PyTorch 2.6 cannot tell export from compilation
@@ -154,7 +156,7 @@ def _initialize(network: nn.Module, init_std: float | None) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(nn.Module, Part):
     """Stride-2 convolutions, each followed by batch norm and ReLU, then one linear layer.
 
     With ``width=1.0`` this is the DCGAN-style encoder of Tolstikhin et al. (ICLR 2018), layer by layer: channels
@@ -214,7 +216,7 @@ class ConvEncoder(nn.Module):
         return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(nn.Module, Part):
     """A linear layer, ReLU, then transposed convolutions with batch norm and ReLU, then one more without.
 
     With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28

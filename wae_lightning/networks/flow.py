@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
+
 __all__ = ["CouplingFlow", "Flow", "MixtureFlow"]
 
 
-class Flow(nn.Module, ABC):
+class Flow(Part, nn.Module, ABC):
     """An invertible map of points (B, d) that shall take codes to N(0, I).
 
     Args:
