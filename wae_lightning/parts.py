@@ -111,12 +111,11 @@ def _is_unrecorded(described: Any) -> bool:
 
 def _path(cls: Any) -> str | None:
     """The shortest path under which a class can be had, for example without private modules; None: there is none."""
-    folders = str(cls.__module__).split(".")
+    folders, name = str(cls.__module__).split("."), cls.__qualname__
     for length in range(1, len(folders) + 1):
         module = ".".join(folders[:length])
-        found = getattr(sys.modules.get(module), cls.__qualname__, None)
-        if found is cls:
-            return f"{module}.{cls.__qualname__}"
+        if getattr(sys.modules.get(module), name, None) is cls:
+            return f"{module}.{name}"
     return None
 
 
