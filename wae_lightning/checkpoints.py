@@ -34,27 +34,35 @@ _PARTS = (nn.Module, Prior, Optimizer, LRScheduler, LightningDataModule)
 _INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(path: Any, name: str | None = None) -> Any:
     """Reads a file of ``torch.save`` as plain data, on the CPU; nothing in it is run.
 
     It takes no more memory than the file has bytes: one that claims more is refused unread.
+
+    Args:
+        path: A path, or an open binary file.
+        name: What messages call it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such file, a damaged one, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    name = name or str(path)
+    if isinstance(path, Path) and not path.is_file():
+        raise FileNotFoundError(f"{name}: no such file")
     try:
+        size = path.stat().st_size if isinstance(path, Path) else path.seek(0, os.SEEK_END)
         # torch.save writes zip files; older formats claim sizes that cannot be checked before they are allocated
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > path.stat().st_size:
-            raise ValueError(f"it claims {claimed} bytes and has {path.stat().st_size}")
+        if claimed > size:
+            raise ValueError(f"it claims {claimed} bytes and has {size}")
+        if not isinstance(path, Path):
+            path.seek(0)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common exception for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
+        raise ValueError(f"{name}: not a checkpoint, or a damaged one ({reason})") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["LONGEST_LIST", "MADE_LATER", "Part", "build", "describe", "find_class", "make"]
+__all__ = ["LONGEST_LIST", "MADE_LATER", "Part", "build", "describe", "find_class", "make", "recorded_arguments"]
 
 LONGEST_LIST = 1000
 MADE_LATER = (Optimizer, LRScheduler)
@@ -99,8 +99,12 @@ def _record(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # that cannot be are still what the class takes by itself
             if name in given or not _is_unrecorded(described):
                 arguments[name] = described
-    if path is not None:
-        vars(part)[_RECORD] = {"class_path": path, "init_args": arguments}
+    vars(part)[_RECORD] = {"class_path": path, "init_args": arguments}
+
+
+def recorded_arguments(part: Part) -> dict[str, Any]:
+    """The arguments that a part was made with, as plain data; also of a class that no path leads to."""
+    return copy.deepcopy(vars(part)[_RECORD]["init_args"])  # type: ignore[no-any-return]
 
 
 def _is_unrecorded(described: Any) -> bool:
@@ -140,7 +144,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, str | PurePath) and not isinstance(value, Enum):
         return str(value)
     record = getattr(value, "__dict__", {}).get(_RECORD)
-    if record is not None:
+    if record is not None and record["class_path"] is not None:
         return copy.deepcopy(record)
     maker = _maker(value)
     if maker is not None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.checkpoints import build_bounded
-from wae_lightning.finite import first_bad_weights
 from wae_lightning.parts import describe
+from wae_lightning.training.finite import first_bad_weights
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
