@@ -148,6 +148,11 @@ class Train(LightningCLI):
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
 
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        # classes of torch that YAML names remember their arguments, too
+        self.parser.add_instantiator(make, nn.Module)
+
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer
         chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
