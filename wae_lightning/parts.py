@@ -104,7 +104,7 @@ def _record(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def recorded_arguments(part: Part) -> dict[str, Any]:
     """The arguments that a part was made with, as plain data; also of a class that no path leads to."""
-    return copy.deepcopy(vars(part)[_RECORD]["init_args"])  # type: ignore[no-any-return]
+    return copy.deepcopy(vars(part)[_RECORD]["init_args"])
 
 
 def _is_unrecorded(described: Any) -> bool:

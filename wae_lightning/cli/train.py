@@ -14,6 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import datamodules  # noqa: F401  its classes can be named on the command line
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
@@ -35,6 +37,7 @@ from wae_lightning.lightning import (
     Trainer,
     seed_everything,
 )
+from wae_lightning.parts import make
 from wae_lightning.training.allocator import keep_freed_memory
 from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
 
