@@ -24,7 +24,7 @@ from test_base import small, trainer
 from torch.utils.data import DataLoader
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
-from datamodules.celeba import ImagesOnDisk
+from datamodules.cached_images import ImagesOnDisk
 from wae_lightning import WAEGAN, WAEMMD
 
 
