@@ -133,10 +133,12 @@ def _in_8_bits(file: Image.Image, path: Path) -> Image.Image:
         raise ValueError(f"{path}: expected pixels of 8 or 16 bits or floats in [0, 1], found {numbers}")
     if picture.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.ImageCmsTransform(lab, srgb, "LAB", "RGB").apply(picture)  # type: ignore[arg-type]
-    if picture.mode == "RGB" and isinstance(transparent, tuple) and "16" in raw_mode:
-        # Pillow keeps the upper 8 bits of each colour, but all 16 of the transparent one
+        return ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
+    # Pillow makes 8 bits of each pixel, but leaves the one transparent colour of a PNG in the bits of the file
+    if picture.mode == "RGB" and isinstance(transparent, tuple) and "RGB;16" in raw_mode:
         picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if picture.mode == "L" and isinstance(transparent, int):
+        picture.info["transparency"] = transparent * (85 if "L;2" in raw_mode else 17 if "L;4" in raw_mode else 1)
     if transparent is not None or picture.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return picture.convert("RGBA")
     return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
