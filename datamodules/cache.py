@@ -136,7 +136,9 @@ class Cache:
 def cache_key(settings: object, files: Iterable[tuple[str, os.stat_result]]) -> str:
     """Sixteen hexadecimal digits that change with the settings and with any file's name, size or time of change."""
     lines = sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    return hashlib.blake2b("\n".join([repr(settings), *lines]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        "\n".join([repr(settings), *lines]).encode(errors="surrogateescape"), digest_size=8
+    ).hexdigest()
 
 
 def md5_of(path: Path) -> str:
@@ -220,7 +222,7 @@ def _build(path: Path, sources: Sources, tables: dict[str, np.ndarray], on_error
         _check_room(temporary)
         with h5py.File(temporary, "r+", locking=False) as file:
             del file["done"]
-            file["skipped"] = np.array([error.encode() for error in skipped], dtype=h5py.string_dtype())
+            file["skipped"] = np.array([error.encode(errors="replace") for error in skipped], dtype=h5py.string_dtype())
             file["good_rows"] = good
         with temporary.open("rb") as written:
             os.fsync(written.fileno())

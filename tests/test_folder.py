@@ -193,6 +193,18 @@ def test_links_are_followed_once_and_pipes_are_not_waited_for(tmp_path: Path) ->
         ready(root)
 
 
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    for number, name in enumerate((b"caf\xe9.png", "日本.png".encode(), b"a b.PNG", b"plain.png")):
+        draw(tmp_path / "plain.png", number)
+        os.rename(tmp_path / "plain.png", os.path.join(os.fsencode(tmp_path), name))
+    assert sum(map(len, parts(ready(tmp_path)).values())) == 4
+    broken = os.path.join(os.fsencode(tmp_path), b"caf\xe8.png")
+    with open(broken, "wb") as file:
+        file.write(b"no picture")
+    with pytest.warns(UserWarning, match=r"1 of 5 files were skipped: .*caf.\.png: not a picture"):
+        ready(tmp_path, on_error="skip")
+
+
 def test_damaged_picture_stops_or_is_skipped(root: Path) -> None:
     (root / "birds/000.jpg").write_bytes(b"no picture")
     whole = (root / "dogs/old/002.webp").read_bytes()
