@@ -58,7 +58,7 @@ def test_300_mixed_pictures_are_read_labelled_and_split(root: Path, caplog: pyte
     caplog.set_level("INFO")
     data = ready(root)
     assert f"Using 240 training, 30 validation and 30 test images, in memory, from {root}; 3 labels" in caplog.text
-    assert "birds, cats, dogs; 3 other files were passed over." in caplog.text
+    assert "birds, cats, dogs; 4 other files were passed over." in caplog.text
     assert data.class_names == ["birds", "cats", "dogs"]
     seen = set()
     for part, dataset in ("train", data.train_set), ("val", data.val_set), ("test", data.test_set):
