@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.order import EpochBatches, EpochOrder, ResumableLoader
+from wae_lightning.checkpoints import check_description, read_plain
 from wae_lightning.lightning import LightningDataModule, rank_zero_warn
+from wae_lightning.parts import Part, build, describe, recorded_arguments
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -77,7 +78,7 @@ class TensorRows(Dataset[tuple[Tensor, Tensor]]):
         return moved
 
 
-class BatchDataModule(LightningDataModule):
+class BatchDataModule(LightningDataModule, Part):
     """Base of all data modules: subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
 
     The sets have ``__len__`` and ``__getitems__(indices)``, which returns a whole batch. The order of the training set
@@ -103,7 +104,8 @@ class BatchDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int, on_device: bool | None = None) -> None:
         super().__init__()
-        self._remember_arguments()
+        path = describe(self).get("class_path", f"{type(self).__module__}.{type(self).__qualname__}")
+        self.save_hyperparameters({**recorded_arguments(self), "_class_path": path}, logger=False)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
@@ -117,44 +119,28 @@ class BatchDataModule(LightningDataModule):
         self._resumed: dict[str, Any] | None = None
         self._order_seed: int | None = None
 
-    def _remember_arguments(self) -> None:
-        """Keeps the subclass's arguments for the checkpoint, as plain data that loads with ``weights_only=True``."""
-        self.save_hyperparameters(logger=False, frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
-        for name, value in list(self.hparams.items()):
-            if isinstance(value, Path):
-                self.hparams[name] = str(value)
-            elif not isinstance(value, bool | int | float | str | list | tuple | dict | None):
-                del self.hparams[name]
-
     @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        weights_only: bool | None = True,
-        **arguments: Any,
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, trust: Sequence[str] = (), **arguments: Any
     ) -> Self:
-        """Makes the data module with the plain arguments that a checkpoint holds.
-
-        A checkpoint is read as plain data and builds nothing: an argument that is an object must be given.
+        """Makes the data module with the arguments that a checkpoint holds, read as plain data.
 
         Args:
-            checkpoint_path: A path, a URL, or an open binary file.
-            map_location: Device, or torch's other ways to name one.
-            hparams_file: YAML or CSV file to take instead of the arguments in the checkpoint.
-            weights_only: False also unpickles objects, which can run any code: only for files that you trust.
+            checkpoint_path: A path, or an open binary file.
+            trust: Modules of your own whose classes it may name.
             **arguments: Arguments of the data module, to take instead of what the checkpoint says.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no checkpoint, or names a class that is not trusted.
         """
-        # without the instantiator, class paths stay the dictionaries that they are
-        arguments["_instantiator"] = None
-        return super().load_from_checkpoint(
-            checkpoint_path,
-            map_location=map_location,
-            hparams_file=hparams_file,
-            weights_only=weights_only,
-            **arguments,
-        )
+        path = Path(checkpoint_path) if isinstance(checkpoint_path, str) else checkpoint_path
+        stored = dict(read_plain(path).get("datamodule_hyper_parameters", {}))
+        stored.pop("_class_path", None)
+        kept = {name: value for name, value in stored.items() if name not in arguments}
+        for name, value in kept.items():
+            check_description(value, trust=trust, name=name)
+        return cls(**{name: build(value, trust, name=name) for name, value in kept.items()}, **arguments)
 
     def train_dataloader(self) -> DataLoader[Any]:
         train_set = self._placed("train_set")

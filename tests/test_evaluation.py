@@ -1,5 +1,7 @@
 """The measures as functions: what they need of a data module, and values computed anew."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from wae_lightning.cli import evaluate as command
 from wae_lightning.cli import train
 from wae_lightning.evaluation import clouds, evaluate
 from wae_lightning.lightning import LightningDataModule
-from wae_lightning.networks import ConvDecoder, ConvEncoder, PointNetClassifier, PointNetDecoder, PointNetEncoder
+from wae_lightning.networks import ConvDecoder, ConvEncoder, FullyConnectedDecoder, PointNetClassifier, PointNetEncoder
 
 OWN_DATA = """
 import torch
@@ -101,14 +103,18 @@ def test_clouds_are_measured_as_defined(tmp_path, monkeypatch):
     monkeypatch.setattr(clouds, "EMD_POINTS", 16)
     data = ModelNet40DataModule(num_points=48, source="shapes", classes=["box", "lamp"])
     data.setup("fit")
-    for part, count in ((data.train_set, 90), (data.test_set, 12)):
+    for name, count in (("train_set", 90), ("test_set", 12)):
+        part = getattr(data, name)
         rows = torch.linspace(0, len(part.points) - 1, count).long()
-        part.points, part.labels = part.points[rows], part.labels[rows]
+        setattr(data, name, SimpleNamespace(points=part.points[rows], labels=part.labels[rows]))
     monkeypatch.setattr(data, "setup", lambda stage: None)
     judge = PointNetClassifier(len(data.class_names))
     torch.save(judge.state_dict(), tmp_path / "judge.pt")
     model = PointNetWAE(
-        latent_dim=4, num_points=48, encoder=PointNetEncoder(4, [16, 16], [8]), decoder=PointNetDecoder(4, 48, [16])
+        latent_dim=4,
+        num_points=48,
+        encoder=PointNetEncoder(4, [16, 16], [8]),
+        decoder=FullyConnectedDecoder(4, 48, [16]),
     ).eval()
     results = evaluate(model, data, classifier=tmp_path / "judge.pt")
     target = data.test_set.points[:, :48]

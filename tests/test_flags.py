@@ -188,6 +188,12 @@ def test_a_monitor_that_is_not_logged_is_refused_before_training(flags, message,
     assert re.match(f"train.py: error: {message.replace('?', '[?]')}", last_line(capsys))
 
 
+def test_a_monitor_that_is_logged_later_is_taken(empty_folder):
+    quality = ["--callbacks+=SampleQuality", "--checkpoint.monitor=val/fid_digits_1k"]
+    train.main([*SHORT, *SMALL, *quality, "--max_epochs=1"])
+    assert list(empty_folder.glob("runs/*/version_0/checkpoints/*-epoch=000*.ckpt"))
+
+
 def test_a_checkpoint_of_another_model_or_size_is_refused_by_name(empty_folder, capsys):
     train.main([*SHORT, *SMALL, "--logger=false", "--max_epochs=1"])
     checkpoint = "runs/mnist_wae_mmd/version_0/checkpoints/last.ckpt"

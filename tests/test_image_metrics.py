@@ -77,7 +77,7 @@ def test_precision_and_recall_are_not_each_other():
     assert found == pytest.approx({"precision": 4 / 6, "recall": 4 / 12})
     # in evaluation, with its three neighbours: samples in the middle of what is real
     real, samples = 10 * torch.randn(300, 2), 0.1 * torch.randn(300, 2)
-    found = evaluate.compare(real.double(), samples.double())
+    found = compare(real.double(), samples.double())
     assert found["precision"] > 0.95
     assert found["recall"] < 0.05
 

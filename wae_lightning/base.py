@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.costs import Cost, SquaredError
-from wae_lightning.loading import LoadsPlainCheckpoints
+from wae_lightning.loading import RecordedModel
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
@@ -28,7 +28,7 @@ REMEMBERED_CODES = 10_000
 FLOW_CODES = 200  # the least that a flow learns from in one step
 
 
-class WAE(LoadsPlainCheckpoints, Steps):
+class WAE(RecordedModel, Steps):
     r"""Wasserstein auto-encoder.
 
     Minimises :math:`E\, c(X, G(Z)) + \lambda\, D(Q_Z, P_Z)`: a reconstruction cost plus a penalty on the difference

@@ -1,53 +1,56 @@
-"""Checkpoints from strangers: read as plain data, and naming only classes that the reader has chosen to import."""
+"""Checkpoints from strangers: read as plain data, naming trusted classes only, and no larger than their weights."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
-import sys
 import zipfile
-from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from wae_lightning.lightning import PACKAGE, PACKAGES, LightningDataModule
-from wae_lightning.priors import Prior
+from wae_lightning.parts import LONGEST_LIST, MADE_LATER, build, find_class
 
-__all__ = ["check_classes", "read_checkpoint", "read_plain"]
+__all__ = ["build_bounded", "check_description", "read_checkpoint", "read_plain"]
 
-_PARTS = (nn.Module, Prior, Optimizer, LRScheduler, LightningDataModule)
-_INSTANTIATORS = tuple(f"{package}.cli.instantiate_module" for package in PACKAGES)
+_DEEPEST, _MOST_VALUES, _MOST_CALLS, _LARGEST = 20, 10_000, 100_000, 100_000
+_SIZES_NOTHING = ("seed", "dataset_size")
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(path: Any, name: str | None = None) -> Any:
     """Reads a file of ``torch.save`` as plain data, on the CPU; nothing in it is run.
 
     It takes no more memory than the file has bytes: one that claims more is refused unread.
+
+    Args:
+        path: A path, or an open binary file.
+        name: What messages call it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such file, a damaged one, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    name = name or str(path)
+    if isinstance(path, Path) and not path.is_file():
+        raise FileNotFoundError(f"{name}: no such file")
     try:
+        size = path.stat().st_size if isinstance(path, Path) else path.seek(0, os.SEEK_END)
         # torch.save writes zip files; older formats claim sizes that cannot be checked before they are allocated
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
-        if claimed > path.stat().st_size:
-            raise ValueError(f"it claims {claimed} bytes and has {path.stat().st_size}")
+        if claimed > size:
+            raise ValueError(f"it claims {claimed} bytes and has {size}")
+        if not isinstance(path, Path):
+            path.seek(0)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common exception for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason})") from None
+        raise ValueError(f"{name}: not a checkpoint, or a damaged one ({reason})") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -63,60 +66,124 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_classes(hyperparameters: Any) -> None:
-    """Refuses hyper-parameters whose class paths could run what the reader never chose.
+# ---- building what a file describes ---------------------------------------------------------------------------------
 
-    jsonargparse builds what a checkpoint's ``class_path`` names, and imports it first. Here is what it may name: a
-    class that is already imported and is a network, a prior, an optimizer, a scheduler or a data module. So your own
-    classes load if you import their module before; functions, and all other classes, are refused. Strings are looked
-    at too, since jsonargparse takes them for class paths, for YAML or for the name of a YAML file.
+
+class _TooLargeError(BaseException):
+    """Stops a constructor, whatever it catches."""
+
+
+class _Budget(TorchFunctionMode):
+    """Stops whoever calls more functions of torch than a model with so many weights needs for its making."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise _TooLargeError("more modules")
+        return func(*args, **(kwargs or {}))
+
+
+def build_bounded(
+    description: Any,
+    weights: Mapping[str, Tensor],
+    trust: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """Makes what a description from a stranger describes, if its weights can be those beside it.
+
+    It is made without memory first, on the meta device, and refused if it takes more than the weights can fill.
 
     Args:
-        hyperparameters: The ``hyper_parameters`` of a checkpoint, or ``datamodule_hyper_parameters``.
+        description: From :func:`wae_lightning.parts.describe`.
+        weights: The state dict that shall be loaded, on the CPU; only its sizes are looked at.
+        trust: Modules whose classes it may name, see :func:`wae_lightning.parts.find_class`.
+        given: Arguments to take instead of those in the description.
 
     Raises:
-        ValueError: If they name anything else.
+        ValueError: If it is no description, too large, or :func:`wae_lightning.parts.build` refuses it.
     """
-    for module in (f"{PACKAGE}.cli", "wae_lightning.references", "wae_lightning.schedules"):
-        import_module(module)  # what train.py offers beside the classes that `import wae_lightning` brings
-    if isinstance(hyperparameters, Mapping):
-        for name, value in hyperparameters.items():
-            if name in ("class_path", "_class_path"):
-                _check_class(value)
-            elif name != "_instantiator":
-                check_classes(value)
-            elif value not in _INSTANTIATORS:
-                raise ValueError(f"its hyper-parameters are for {value!r}; expected {_INSTANTIATORS[0]}")
-    elif isinstance(hyperparameters, list | tuple | set | frozenset):
-        for value in hyperparameters:
-            check_classes(value)
-    elif isinstance(hyperparameters, str):
-        _check_string(hyperparameters)
-
-
-def _check_class(path: Any) -> None:
-    module, _, name = str(path).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    # metrics download networks by name, and no model is made of them
-    if not (isinstance(found, type) and issubclass(found, _PARTS)) or issubclass(found, Metric):
-        raise ValueError(
-            f"its hyper-parameters name {path!r}, which is not an imported class of networks, priors, optimizers, "
-            "schedulers or data modules: import its module first if you trust it, or give the argument yourself"
-        )
-
-
-def _check_string(text: str) -> None:
+    given = dict(given or {})
+    # a view claims any size: what counts is what is stored
+    storages = {weight.untyped_storage().data_ptr(): weight for weight in weights.values()}
+    held = sum(weight.untyped_storage().nbytes() // weight.element_size() for weight in storages.values())
+    widest = max((size for weight in weights.values() for size in weight.shape if size <= held), default=0)
+    arguments = description.get("init_args") if isinstance(description, dict) else None
+    if isinstance(arguments, dict):
+        description = description | {"init_args": {k: v for k, v in arguments.items() if k not in given}}
+    check_description(description, max(widest, _LARGEST), trust)
     try:
-        # the structure only: a date that does not exist must not hide it
-        meant = yaml.load(text, Loader=yaml.BaseLoader)
-    except RecursionError:
-        meant = []
-    except yaml.YAMLError:
-        meant = text
-    if isinstance(meant, dict | list) or os.path.isfile(text):
-        raise ValueError(f"its hyper-parameters hold the text {text[:80]!r}, which could name classes")
-    if isinstance(meant, str) and meant != text:
-        _check_string(meant)
-    parts = text.strip().split(".")
-    if len(parts) > 1 and all(map(str.isidentifier, parts)) and find_spec(parts[0]) is not None:
-        _check_class(text.strip())
+        with _Budget(min(1000 + 200 * len(weights), _MOST_CALLS)), torch.device("meta"):
+            # constructors complete what is given, and must complete the real one later
+            copies = copy.deepcopy(given)
+            for value in copies.values():
+                if isinstance(value, nn.Module):
+                    value.to("meta")
+            _measure(description, trust, copies, held + _LARGEST)
+    except _TooLargeError as error:
+        raise ValueError(f"it describes a model of {error} than the {held} numbers beside it can fill") from None
+    return build(description, trust, given)
+
+
+def _measure(description: Any, trust: Sequence[str], given: dict[str, Any], held: int) -> None:
+    try:
+        made = build(description, trust, given)
+    except ValueError:
+        # a class of the user's own may need real memory; each part beside it must still be small enough
+        arguments = description.get("init_args") if isinstance(description, dict) else None
+        if not trust or not isinstance(arguments, dict):
+            raise
+        for part in arguments.values():
+            for item in part if isinstance(part, list) else [part]:
+                if isinstance(item, dict) and "class_path" in item:
+                    _measure(item, trust, {}, held)
+        return
+    if isinstance(made, nn.Module):
+        claimed = sum(tensor.numel() for tensor in itertools.chain(made.parameters(), made.buffers()))
+        if claimed > held:
+            raise _TooLargeError(f"{claimed} weights, more")
+
+
+def check_description(
+    value: Any, largest: int = _LARGEST, trust: Sequence[str] = (), name: str = "model", depth: int = 0
+) -> int:
+    """Checks that a description is plain, small, and names trusted classes only, before anything is made of it.
+
+    Args:
+        value: The description.
+        largest: The largest whole number that an argument may be, but for seeds and the like.
+        trust: Modules whose classes it may name.
+        name: What it describes, for messages.
+        depth: How deep it lies in another one.
+
+    Returns:
+        How many values it holds.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if type(value) is str and len(value) > LONGEST_LIST:
+        raise ValueError(f"{name} holds a text of {len(value)} characters, expected at most {LONGEST_LIST}")
+    if type(value) is int and abs(value) > (2**64 if name.endswith(_SIZES_NOTHING) else largest):
+        raise ValueError(f"{name} holds a whole number of {value.bit_length()} bits, expected at most {largest}")
+    if type(value) in (bool, int, float, str, type(None)):
+        return 1
+    if type(value) not in (dict, list):
+        raise ValueError(f"{name} holds a {type(value).__name__}, expected plain data")
+    if depth > _DEEPEST or len(value) > LONGEST_LIST:
+        raise ValueError(f"{name} is nested more than {_DEEPEST} deep, or holds more than {LONGEST_LIST} values")
+    items = value.items() if type(value) is dict else enumerate(value)
+    if type(value) is dict:
+        if not all(type(key) is str and len(key) <= 100 for key in value):
+            raise ValueError(f"{name} holds names that are no short texts")
+        if type(value.get("class_path")) is str and issubclass(find_class(value["class_path"], trust), MADE_LATER):
+            largest = 2**64  # nothing is made of it before training
+    values = 1
+    for key, item in items:
+        values += check_description(item, largest, trust, name if key == "init_args" else f"{name}.{key}", depth + 1)
+        if values > _MOST_VALUES:
+            raise ValueError(f"{name} holds more than {_MOST_VALUES} values")
+    return values

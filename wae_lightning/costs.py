@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class Cost(nn.Module, ABC):
+class Cost(Part, nn.Module, ABC):
     """A cost of each sample, in float32 or float64, summed over its dimensions and multiplied by ``scale``.
 
     Args:
@@ -59,9 +60,6 @@ class Cost(nn.Module, ABC):
             )
         with full_float32(target.device):
             return self.scale * self._unscaled(in_full_precision(target), in_full_precision(reconstruction))
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale}"
 
 
 class SquaredError(Cost):

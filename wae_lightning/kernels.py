@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = [
@@ -81,7 +82,7 @@ def median_bandwidth(x: Tensor, y: Tensor) -> Tensor:
     return squared_distances(pooled, pooled)[row, column].median().sqrt().clamp_min(1e-6)
 
 
-class Kernel(nn.Module, ABC):
+class Kernel(Part, nn.Module, ABC):
     """A positive definite kernel that depends on the distance of two codes only (conditionally definite is enough)."""
 
     @abstractmethod
@@ -127,9 +128,6 @@ class _KernelWithBandwidth(Kernel):
         kernel = type(self)()
         kernel.bandwidth = median_bandwidth(x, y)
         return kernel
-
-    def extra_repr(self) -> str:
-        return f"bandwidth={self.bandwidth}"
 
 
 class RBF(_KernelWithBandwidth):
@@ -228,9 +226,6 @@ class InverseMultiquadric(Kernel):
         # also when c is known already: a penalty may move on to a model with another prior
         if self._c_from_prior:
             self.c = expected
-
-    def extra_repr(self) -> str:
-        return f"c={self.c}, scales={self.scales}"
 
 
 class _SumOfInverseMultiquadrics(torch.autograd.Function):

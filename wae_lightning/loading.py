@@ -1,95 +1,147 @@
-"""Checkpoints that load with their path and nothing else."""
+"""Models that load from a checkpoint's path and nothing else."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
+from torch import Tensor
 
-from wae_lightning.checkpoints import check_classes
+from wae_lightning.checkpoints import build_bounded, check_description, read_plain
 from wae_lightning.lightning import LightningModule
+from wae_lightning.parts import Part, build, describe, recorded_arguments
+from wae_lightning.training.finite import first_bad_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_PLAIN = (bool, int, float, str, type(None))
+__all__ = ["RecordedModel"]
+
+_CLASS, _VERSION = "_class_path", "_version"
 
 
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(type(key) is str and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    # neither an enum's member nor NumPy's number, which count as strings and floats but are objects in a checkpoint
-    return type(value) in _PLAIN
+class RecordedModel(LightningModule, Part):
+    """A model whose checkpoints say how it was made: its class and arguments, as :mod:`wae_lightning.parts` describes.
 
-
-class LoadsPlainCheckpoints(LightningModule):
-    """Keeps a model's plain arguments in its checkpoints, and makes it anew from them."""
+    The description is the model's ``hparams``, and so stands in its checkpoints, in the loggers and in ``config.json``.
+    """
 
     def record_arguments(self) -> None:
-        """Records the arguments of the model that is being made; to be called in its ``__init__``."""
-        import inspect
+        """Makes the recorded arguments the model's hyper-parameters; to be called in ``__init__``."""
+        about = {_CLASS: f"{type(self).__module__}.{type(self).__qualname__}", _VERSION: version("wae-lightning")}
+        if "class_path" in (description := describe(self)):
+            about[_CLASS] = description["class_path"]
+        self.save_hyperparameters({**recorded_arguments(self), **about})
 
-        with warnings.catch_warnings():
-            # Lightning warns of modules among the hyper-parameters; they are dropped two lines below
-            warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
-            self.save_hyperparameters(frame=inspect.currentframe().f_back)  # type: ignore[union-attr]
-        for stored in (vars(self)["_hparams"], vars(self)["_hparams_initial"]):
-            for name in [name for name, value in stored.items() if not _is_plain(value)]:
-                del stored[name]
+    def describe(self) -> dict[str, Any]:
+        """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""
+        return describe(self)  # type: ignore[no-any-return]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _refuse_older(checkpoint.get("hyper_parameters"), "the checkpoint")
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Writes a folder to share, see :func:`wae_lightning.pretrained.save_pretrained`."""
+        from wae_lightning.pretrained import save_pretrained
+
+        save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the model to a hub, see :func:`wae_lightning.pretrained.push_to_hub`."""
+        from wae_lightning.pretrained import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
     @classmethod
-    def load_from_checkpoint(
+    def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
+        map_location: torch.device | str | None = None,
+        strict: bool = True,
+        weights_only: bool = True,
+        trust: Sequence[str] = (),
         **arguments: Any,
     ) -> Self:
         """Loads a model that ``train.py``, or any trainer, has saved; it needs no argument but the path.
 
-        A checkpoint is read as plain data. It may name classes that you have imported, your own ones included, and
-        nothing else: see :func:`wae_lightning.checkpoints.check_classes`.
+        A checkpoint is read as plain data, and is no code: the classes that it may name are those of this package, of
+        ``torch.nn`` and ``torch.optim``, and of the modules that you trust. A part that could not be recorded, such as
+        a network of your own, must be given again.
 
         Args:
             checkpoint_path: A path, a URL, or an open binary file.
-            map_location: Device, or torch's other ways to name one.
-            hparams_file: YAML or CSV file to take instead of the hyper-parameters in the checkpoint.
-            strict: Whether the weights must be exactly those of the model; None: the model's own choice.
+            map_location: Device of the model; None: the CPU.
+            strict: Whether the weights must be exactly those of the model.
             weights_only: False also unpickles objects, which can run any code: only for files that you trust.
+            trust: Modules of your own whose classes the checkpoint may name; the one of this class is among them.
             **arguments: Arguments of the model, to take instead of what the checkpoint says.
 
         Raises:
-            ValueError: If the checkpoint names a class that is not imported, or not a part of a model.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no checkpoint of such a model, a damaged one, or one of an earlier version, or if it
+                names a class that is not trusted, or a part that was not recorded and is not given.
         """
-        name = "the checkpoint"
-        if not hasattr(checkpoint_path, "read"):
-            name = str(checkpoint_path)
-            # what is checked must be what is loaded
-            with fsspec.open(name, "rb") as file:
-                checkpoint_path = io.BytesIO(file.read())
-        start = checkpoint_path.tell()
-        checkpoint = torch.load(checkpoint_path, map_location="meta", weights_only=weights_only)
-        checkpoint_path.seek(start)
-        for part in ("hyper_parameters", "hparams", "module_arguments"):  # the last two: old versions of Lightning
-            stored = dict(checkpoint.get(part, {}))
-            try:
-                check_classes({key: value for key, value in stored.items() if key not in arguments})
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-        return super().load_from_checkpoint(
-            checkpoint_path,
-            map_location=map_location,
-            hparams_file=hparams_file,
-            strict=strict,
-            weights_only=weights_only,
-            **arguments,
-        )
+        name, checkpoint = _read(checkpoint_path, weights_only)
+        stored = checkpoint.get("hyper_parameters")
+        weights = checkpoint.get("state_dict")
+        if not isinstance(stored, dict) or not isinstance(weights, dict):
+            raise ValueError(f"{name}: not a checkpoint of Lightning: it holds no state_dict and hyper_parameters")
+        _refuse_older(stored, name)
+        made = {key: value for key, value in stored.items() if key not in (_CLASS, _VERSION)}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+                model = _make(cls, str(stored[_CLASS]), made, weights, [*trust, cls.__module__], arguments)
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(weights, strict=strict)
+        except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise ValueError(f"{name}: {reason}") from None
+        if bad := first_bad_weights(model):
+            raise ValueError(f"{name}: {bad} is not finite, so the model would put out noise")
+        return model if map_location is None else model.to(map_location)  # type: ignore[no-any-return]
+
+
+def _read(path: Any, weights_only: bool) -> tuple[str, dict[str, Any]]:
+    if hasattr(path, "read"):
+        name, content = "the checkpoint", path
+    else:
+        name = str(path)
+        if "://" not in name and not Path(name).is_file():
+            raise FileNotFoundError(f"{name}: no such file")
+        with fsspec.open(name, "rb") as file:
+            content = io.BytesIO(file.read())
+    if weights_only:
+        checkpoint = read_plain(content, name)
+    else:
+        checkpoint = torch.load(content, map_location="cpu", weights_only=False)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{name}: not a checkpoint of Lightning")
+    return name, checkpoint
+
+
+def _refuse_older(stored: Any, name: str) -> None:
+    if isinstance(stored, dict) and _VERSION not in stored:
+        raise ValueError(f"{name}: it was written by wae-lightning 0.1 or by another package: use version 0.1.0 for it")
+
+
+def _make(
+    cls: type[Any], path: str, made: dict[str, Any], weights: dict[str, Tensor], trust: list[str], given: dict[str, Any]
+) -> Any:
+    if path == f"{cls.__module__}.{cls.__qualname__}" and "<locals>" in path:
+        # a class that no path leads to, but that the caller has in hand
+        kept = {key: value for key, value in made.items() if key not in given}
+        for key, value in kept.items():
+            check_description(value, trust=trust, name=key)
+        return cls(**{key: build(value, trust, name=key) for key, value in kept.items()}, **given)
+    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    model = build_bounded({"class_path": path, "init_args": made}, tensors, trust, given)
+    if not isinstance(model, cls):
+        raise ValueError(f"it holds a {type(model).__name__}, no {cls.__name__}: use the class that it was saved from")
+    return model

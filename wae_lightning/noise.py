@@ -11,12 +11,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
+
 __all__ = ["EncoderNoise", "FixedNoise", "GaussianNoise", "ImplicitNoise", "InputNoise"]
 
 SHARE_WITHIN_CUT = math.erf(math.sqrt(2))  # of a normal distribution, within two standard deviations
 
 
-class EncoderNoise(nn.Module):
+class EncoderNoise(Part, nn.Module):
     """No noise: the code is the encoder's output. Base of the random modes."""
 
     features_per_dimension = 1

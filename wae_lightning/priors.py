@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import in_full_precision
 
 __all__ = ["Normal", "Prior", "Sphere", "Uniform"]
 
 
-class Prior(ABC):
+class Prior(Part, ABC):
     """The distribution P_Z that the codes shall follow.
 
     Args:
@@ -73,9 +74,6 @@ class Prior(ABC):
             NotImplementedError: If this prior has no density with respect to volume, or a constant one.
         """
         raise NotImplementedError(f"{type(self).__name__} has no log-density that could serve as a logit")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(latent_dim={self.latent_dim}, scale={self.scale})"
 
 
 class Normal(Prior):

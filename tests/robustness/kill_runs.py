@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from wae_lightning.interruption import AtomicCheckpointIO
 
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
 from wae_lightning.cli import train
-from wae_lightning.interruption import AtomicCheckpointIO
 from wae_lightning.lightning import Trainer
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"

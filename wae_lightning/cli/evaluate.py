@@ -80,7 +80,9 @@ def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namesp
     warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
     import_modules(known.modules)
     options = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
-    return [evaluate(load_model(path), load_data(path, overrides), *options) for path in paths]
+    return [
+        evaluate(load_model(path, known.modules), load_data(path, overrides, known.modules), *options) for path in paths
+    ]
 
 
 def write_json(paths: list[Path], rows: list[dict[str, float]], out: Path) -> None:

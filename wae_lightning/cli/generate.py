@@ -293,7 +293,9 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known = parser.parse_args(arguments)
     try:
         import_modules(known.modules)
-        rows = draw(load_model(find_checkpoint(known.ckpt)), known.what, known.inputs, known).float().cpu()
+        rows = (
+            draw(load_model(find_checkpoint(known.ckpt), known.modules), known.what, known.inputs, known).float().cpu()
+        )
         write(rows, known.what, known.out)
     except (FileNotFoundError, ValueError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)

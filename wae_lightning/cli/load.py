@@ -6,20 +6,23 @@ import importlib
 import inspect
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
 import datamodules
-import wae_lightning
-from wae_lightning import WAE, references
-from wae_lightning.checkpoints import check_classes, read_checkpoint
+from wae_lightning import WAE
+from wae_lightning.checkpoints import check_description, read_checkpoint
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.lightning import LightningDataModule, instantiate_module
+from wae_lightning.lightning import LightningDataModule
+from wae_lightning.parts import build, find_class
 
 __all__ = ["import_modules", "load_data", "load_model"]
+
+NOT_TAKEN = ("root", "cache_dir", "download", "num_workers", "on_device", "pin_memory")
+"""Arguments of data modules that a checkpoint says nothing about: what they open, write, fetch or start."""
 
 
 def import_modules(names: list[str]) -> None:
@@ -37,84 +40,90 @@ def import_modules(names: list[str]) -> None:
             raise UsageError(f"--import {name}: {error}") from None
 
 
-def load_model(path: Path) -> WAE:
+def load_model(path: Path, trust: Sequence[str] = ()) -> WAE:
     """Loads a model of this package, in evaluation mode.
 
+    Args:
+        path: The checkpoint.
+        trust: Modules whose classes it may name (``--import``).
+
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint, or names classes that are not imported (see ``--import``).
-        UsageError: If the file is not a checkpoint of one of our models.
+        UsageError: If the file is not a checkpoint of one of our models, or names classes that are not trusted.
     """
-    checkpoint = read_checkpoint(path)
-    stored = checkpoint.get("hyper_parameters")
-    stored = stored if isinstance(stored, dict) else {"_class_path": "unknown"}
-    name = " ".join(str(stored.get("_class_path")).split())
-    known = [getattr(wae_lightning, name) for name in wae_lightning.__all__] + list(vars(references).values())
-    models: dict[str, Any] = {f"{cls.__module__}.{cls.__name__}": cls for cls in known if isinstance(cls, type)}
-    models |= {f"wae_lightning.{cls.__name__}": cls for cls in models.values()}
-    if name not in models or not issubclass(models[name], WAE):
-        raise UsageError(f"{path}: expected a model of wae_lightning trained by train.py, found class {name}")
     try:
-        check_size(models[name], stored, checkpoint["state_dict"], path)
-        model: WAE = models[name].load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        model: WAE = WAE.load_from_checkpoint(path, trust=trust)
         return model.eval()
-    except Exception as error:  # jsonargparse, torch and the networks: each has exceptions of its own
-        reason = " ".join(str(error).split())
-        reason = reason if reason.startswith(f"{path}: ") else f"{path}: no {name} can be made of it ({reason})"
-        raise UsageError(reason[:600]) from None
+    except ValueError as error:
+        raise UsageError(str(error)[:600]) from None
 
 
-def check_size(cls: type[WAE], stored: dict[str, Any], weights: dict[str, Any], path: Path) -> None:
-    """Refuses hyper-parameters that would make a model larger than the weights beside them."""
-    check_classes(stored)
-    arguments = {name: value for name, value in stored.items() if name != "_instantiator"}
-    claimed = held = 0
-    with suppress(Exception), torch.device("meta"):  # whatever else is wrong, the real model will say it
-        claimed = sum(weight.numel() for weight in instantiate_module(cls, arguments).state_dict().values())
-        held = sum(weight.numel() for weight in weights.values())
-    if claimed > held:
-        raise ValueError(f"{path}: it describes a model of {claimed} weights and holds {held}")
-
-
-def load_data(path: Path, overrides: dict[str, str]) -> LightningDataModule | None:
+def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) -> LightningDataModule | None:
     """Builds the data module that a checkpoint was trained with.
 
+    A checkpoint says which data module it is and how the data was prepared; where the data lies, and what may be
+    written, fetched or started, is for the user to say.
+
+    Args:
+        path: The checkpoint.
+        overrides: Arguments of the data module as the user typed them.
+        trust: Modules whose classes it may name (``--import``).
+
     Returns:
-        None, with a sentence on the terminal, if the data is not where it was and ``overrides`` names no other place.
-        (The digits that come with the package stand in for MNIST, with a sentence, too.)
+        None, with a sentence on the terminal, if ``overrides`` does not say where the data is. (For MNIST, what
+        ``MNISTDataModule`` finds without a root stands in, with a sentence, too.)
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint.
-        UsageError: If it names no data module that is imported, or other such classes (see ``--import``), or
-            an override names no argument of the data module.
+        UsageError: If it is no checkpoint, names no data module that is trusted, or an override names no argument of
+            the data module.
     """
-    stored = read_checkpoint(path).get("datamodule_hyper_parameters")
+    try:
+        stored = read_checkpoint(path).get("datamodule_hyper_parameters")
+    except ValueError as error:
+        raise UsageError(str(error)[:600]) from None
     stored = dict(stored) if isinstance(stored, dict) else {}
-    stored.pop("_instantiator", None)
-    path_of_class = str(stored.pop("_class_path", None))
-    module, _, name = path_of_class.rpartition(".")
-    cls: Any = getattr(datamodules, name, None) if name in datamodules.__all__ else None
-    cls = cls or getattr(sys.modules.get(module), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, LightningDataModule)):
+    name = str(stored.pop("_class_path", None))
+    stored = {key: value for key, value in stored.items() if key not in ("_instantiator", "_version")}
+    try:
+        check_description({"class_path": name, "init_args": stored}, trust=trust, name="data")
+        cls: Any = find_class(name, trust)
+    except ValueError:
         raise UsageError(
             f"{path}: it does not say which of our data modules it was trained with, or of yours, which is imported by "
-            f"--import MODULE and calls save_hyperparameters() when it is made; found {path_of_class[:80]}"
-        )
+            f"--import MODULE and calls save_hyperparameters() when it is made; found {name[:80]}"
+        ) from None
     takes = {*stored, *inspect.signature(cls.__init__).parameters} - {"self"}
-    unknown = set(overrides) - takes
-    if unknown:
-        raise UsageError(f"--data.{min(unknown)}: {name} takes {', '.join(sorted(takes))}")
-    root = stored.get("root")
-    if root is not None and "root" not in overrides and not Path(str(root)).exists():
-        if name != "MNISTDataModule" or stored.get("variant") != "mnist":
-            print(f"{root}: the data of the training is not here; name its folder with --data.root DIR.")
+    if unknown := set(overrides) - takes:
+        raise UsageError(f"--data.{min(unknown)}: {cls.__name__} takes {', '.join(sorted(takes))}")
+    given = {key: yaml.safe_load(value) for key, value in overrides.items()}
+    root, harmless = _split(stored)
+    images = harmless.get("images")
+    if isinstance(images, dict) and "root" in given:  # a wrapper hands it on
+        images["init_args"]["root"] = given.pop("root")
+    elif root is not None and "root" not in given:
+        if cls is not datamodules.MNISTDataModule or stored.get("variant", "mnist") != "mnist":
+            print(f"The model was trained on data in {root}: name its folder with --data.root DIR.")
             return None
-        print(f"{root}: the data of the training is not here; taking what MNISTDataModule finds without a root.")
-        stored["root"] = None
+        print(
+            f"The model was trained on data in {root}; without --data.root DIR it is what lies in data/, or the digits "
+            "that come with the package."
+        )
     try:
-        check_classes({argument: value for argument, value in stored.items() if argument not in overrides})
-        data: LightningDataModule = instantiate_module(cls, stored | overrides)
+        data: LightningDataModule = build({"class_path": name, "init_args": harmless | given}, trust, name="data")
         return data
-    except Exception as error:  # jsonargparse and the data modules: each has exceptions of its own
-        raise UsageError(f"{path}: no {name} can be made of it ({' '.join(str(error).split())})"[:600]) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}"[:600]) from None
+
+
+def _split(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The folder that arguments of a data module name, also of one inside of it, and the arguments that are taken."""
+    root, taken = arguments.get("root"), {}
+    for key, value in arguments.items():
+        if isinstance(value, dict) and isinstance(value.get("init_args"), dict):
+            inner, init_args = _split(value["init_args"])
+            root = inner if root is None else root
+            value = {**value, "init_args": init_args}
+        if key not in NOT_TAKEN:
+            taken[key] = value
+    return root, taken

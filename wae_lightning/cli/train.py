@@ -14,9 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import datamodules  # noqa: F401  its classes can be named on the command line
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
-from wae_lightning.callbacks import Dashboard, ProgressBar
+from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags, find_checkpoint
@@ -35,6 +37,7 @@ from wae_lightning.lightning import (
     Trainer,
     seed_everything,
 )
+from wae_lightning.parts import make
 from wae_lightning.training.allocator import keep_freed_memory
 from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
 
@@ -75,15 +78,18 @@ class MonitorCheck(Callback):
     """Refuses a monitor that validation does not log, before training and not after the first epoch."""
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = sorted(map(str, trainer.callback_metrics))
-        if isinstance(pl_module, WAE):  # it logs none of batches that are too small: training says so
-            logged = sorted({*logged, "val/loss"})
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        names = set(map(str, trainer.callback_metrics))
+        # not logged in this check: a distance of many samples, and the loss of batches that are too small to train on
+        names |= {callback.name for callback in callbacks if isinstance(callback, SampleQuality)}
+        names |= {"val/loss"} if isinstance(pl_module, WAE) else set()
+        logged = sorted(names)
+        for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and logged and monitor not in logged and not monitor.startswith("train/"):
                 raise UsageError(
                     f"{type(callback).__name__} monitors {monitor!r}, and validation logs {', '.join(logged)}"
-                    f"{suggest(monitor, logged)}"
+                    f"{suggest(monitor, logged)} (--num_sanity_val_steps 0 leaves this check out)"
                 )
 
 
@@ -144,6 +150,11 @@ class Train(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
+
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        # classes of torch that YAML names remember their arguments, too
+        self.parser.add_instantiator(make, nn.Module)
 
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer

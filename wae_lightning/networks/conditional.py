@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder, to_pixels
+from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = [
@@ -42,7 +43,7 @@ def _side_by_side(parts: Sequence[Tensor], layers: nn.Sequential) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts], dim=1).to(layers[0].weight.dtype)  # type: ignore[arg-type]
 
 
-class ConditionalMLPEncoder(nn.Module):
+class ConditionalMLPEncoder(nn.Module, Part):
     """Fully connected encoder of one or several parts of an image, of any shape.
 
     Args:
@@ -82,7 +83,7 @@ class ConditionalMLPEncoder(nn.Module):
         return self.layers(_side_by_side(parts, self.layers))  # type: ignore[no-any-return]
 
 
-class ConditionalMLPDecoder(nn.Module):
+class ConditionalMLPDecoder(nn.Module, Part):
     """Fully connected decoder from a code, and from the observed part if there is one, to a part of an image.
 
     Args:
@@ -118,7 +119,7 @@ class ConditionalMLPDecoder(nn.Module):
         return to_pixels(self.layers(_side_by_side(inputs, self.layers))).unflatten(1, self.target_shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class ConditionalConvEncoder(nn.Module):
+class ConditionalConvEncoder(nn.Module, Part):
     """One convolutional network for each part of an image, then fully connected layers for all of them.
 
     Args:
@@ -161,7 +162,7 @@ class ConditionalConvEncoder(nn.Module):
         return self.output(torch.cat(features, dim=1))  # type: ignore[no-any-return]
 
 
-class ConditionalConvDecoder(nn.Module):
+class ConditionalConvDecoder(nn.Module, Part):
     """Convolutional features of the observed part, beside the code, into a convolutional decoder.
 
     Args:
@@ -205,7 +206,7 @@ class ConditionalConvDecoder(nn.Module):
         return self.decoder(z)  # type: ignore[no-any-return]
 
 
-class WhitenedPCA(nn.Module):
+class WhitenedPCA(nn.Module, Part):
     """Fixed features: the first principal components of the observed parts, each scaled to variance 1, in float32.
 
     Args:

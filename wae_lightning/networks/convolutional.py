@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import in_full_precision
 
-__all__ = ["ConvDecoder", "ConvEncoder", "to_pixels"]
+__all__ = ["ConvDecoder", "ConvEncoder", "into_range", "to_pixels"]
 
 # PyTorch 2.6 cannot tell export from compilation
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -175,7 +176,7 @@ def _initialize(network: nn.Module, init_std: float | None) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(nn.Module, Part):
     """Stride-2 convolutions, each followed by batch norm and ReLU, then one linear layer.
 
     With ``width=1.0`` this is the DCGAN-style encoder of Tolstikhin et al. (ICLR 2018), layer by layer: channels
@@ -237,7 +238,7 @@ class ConvEncoder(nn.Module):
         return self.output(self.hidden(self.convolutions(x).flatten(1)))  # type: ignore[no-any-return]
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(nn.Module, Part):
     """A linear layer, ReLU, then transposed convolutions with batch norm and ReLU, then one more without.
 
     With ``width=1.0`` this is ``dcgan_mod`` of the authors' code, layer by layer: 7·7·1024-512-256-1 for 28 x 28

@@ -7,10 +7,12 @@ import itertools
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from wae_lightning.parts import Part
+
 __all__ = ["Critic"]
 
 
-class Critic(nn.Module):
+class Critic(nn.Module, Part):
     """Fully connected ReLU network on codes with one logit: high for draws from the prior.
 
     The default is that of Tolstikhin et al., "Wasserstein auto-encoders" (ICLR 2018): four hidden layers of 512.

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_float64, in_full_precision
 
 __all__ = ["CouplingFlow", "Flow", "MixtureFlow"]
 
 
-class Flow(nn.Module, ABC):
+class Flow(Part, nn.Module, ABC):
     """An invertible map of points (B, d) that shall take codes to N(0, I).
 
     Results are float32 (float64 if the weights are), also under autocast, TF32 and with weights in half precision.

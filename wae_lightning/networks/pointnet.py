@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = ["FoldingDecoder", "FullyConnectedDecoder", "PointNetClassifier", "PointNetEncoder", "SeedDecoder", "TNet"]
@@ -51,7 +52,7 @@ class _MaxPooledMLP(nn.Module):
         return self.mlp(x).amax(1)  # type: ignore[no-any-return]
 
 
-class TNet(nn.Module):
+class TNet(nn.Module, Part):
     """Predicts a matrix (B, dim, dim) from a point set (B, N, dim); the identity at the start.
 
     C. Qi et al., "PointNet: Deep learning on point sets for 3D classification and segmentation", CVPR 2017.
@@ -81,7 +82,7 @@ class TNet(nn.Module):
         return self.output(self.points(x).relu()).unflatten(1, (self.dim, self.dim))  # type: ignore[no-any-return]
 
 
-class PointNetEncoder(nn.Module):
+class PointNetEncoder(nn.Module, Part):
     """One multi-layer perceptron for all points, the maximum over the points, then fully connected layers.
 
     C. Qi et al., "PointNet", CVPR 2017. The output does not depend on the order of the points, and any number of them
@@ -162,7 +163,7 @@ class PointNetEncoder(nn.Module):
             return 0.5 * excess.square().sum((1, 2)).mean()
 
 
-class PointNetClassifier(nn.Module):
+class PointNetClassifier(nn.Module, Part):
     """PointNet for classification: (B, N, 3) -> logits (B, num_classes).
 
     Args:
@@ -190,7 +191,7 @@ class PointNetClassifier(nn.Module):
         return self.output(self.features(x))  # type: ignore[no-any-return]
 
 
-class FullyConnectedDecoder(nn.Module):
+class FullyConnectedDecoder(nn.Module, Part):
     """Fully connected layers that put out all coordinates at once: (B, d) -> (B, num_points, 3).
 
     P. Achlioptas et al., "Learning representations and generative models for 3D point clouds", ICML 2018.
@@ -238,7 +239,7 @@ class _PointwiseMLP(nn.Module):
         return in_full_precision(self.rest((self.of_set(z).unsqueeze(1) + self.of_point(points)).relu()))
 
 
-class SeedDecoder(nn.Module):
+class SeedDecoder(nn.Module, Part):
     """One multi-layer perceptron for all points, on the code and the point's own seed: (B, d) -> (B, num_points, 3).
 
     This is the head of PointNet for segmentation (C. Qi et al., CVPR 2017) as a decoder, with a seed for each point in
@@ -279,7 +280,7 @@ class SeedDecoder(nn.Module):
         return self.mlp(z, self.seeds)  # type: ignore[no-any-return]
 
 
-class FoldingDecoder(nn.Module):
+class FoldingDecoder(nn.Module, Part):
     """Folds square sheets into a surface: (B, d) -> (B, num_points, 3).
 
     With one patch and two folds: Y. Yang et al., "FoldingNet", CVPR 2018. With more patches, each with layers of its

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from wae_lightning.parts import Part
 from wae_lightning.priors import Prior
 
 __all__ = ["NoPenalty", "Penalty"]
 
 
-class Penalty(nn.Module, ABC):
+class Penalty(Part, nn.Module, ABC):
     """A divergence between two samples of codes, which the encoder descends."""
 
     codes_per_input = 1
