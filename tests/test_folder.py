@@ -26,7 +26,8 @@ def draw(path: Path, number: int, size: tuple[int, int] = (40, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     modes = ("RGB", "L", "RGBA", "P")
     mode = modes[number % 4] if path.suffix.lower() == ".png" else "RGB"
-    picture = Image.new("L", size, number).convert("RGB").convert(mode)
+    # the palette of the picture's own colours: the default one would be dithered
+    picture = Image.new("L", size, number).convert("RGB").convert(mode, palette=Image.Palette.ADAPTIVE)
     picture.save(path, **({"quality": 100} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
 
 
