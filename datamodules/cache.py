@@ -43,7 +43,7 @@ class Sources(Dataset["np.ndarray | ValueError"]):
     Args:
         files: The files, one a row of the cache.
         shape: Shape of each array.
-        dtype: ``uint8`` or ``float32``.
+        dtype: ``uint8``, ``float32`` or ``float64``.
     """
 
     def __init__(self, files: list[Path], shape: tuple[int, ...], dtype: str) -> None:
@@ -74,7 +74,7 @@ class Cache:
     Args:
         path: The file.
         shape: Shape that each row must have.
-        dtype: Type that it must have: ``uint8`` or ``float32``.
+        dtype: Type that it must have: ``uint8``, ``float32`` or ``float64``.
 
     Raises:
         ValueError: If the file is not a finished cache of such rows.
@@ -162,7 +162,7 @@ def open_or_build(
     Args:
         path: The cache file; its name holds the ``cache_key``, so an existing file is the right one.
         shape: Shape of one row.
-        dtype: ``uint8`` or ``float32``.
+        dtype: ``uint8``, ``float32`` or ``float64``.
         prepare: Called only when the cache must be built: returns the source files and small arrays to keep beside
             the data (``Cache.tables``).
         on_error: ``raise`` stops at the first source file that cannot be read; ``skip`` leaves it out.

@@ -64,7 +64,14 @@ def normalize(
     return clouds / torch.where(sizes > 0, sizes, 1)[:, None, None]
 
 
-def read_cloud(path: Path, num_points: int, seed: int = 0, normalization: str = "none", **moments: Any) -> Tensor:
+def read_cloud(
+    path: Path,
+    num_points: int,
+    seed: int = 0,
+    normalization: str = "none",
+    dtype: torch.dtype = torch.float32,
+    **moments: Any,
+) -> Tensor:
     """Reads the point clouds of a file: one, or all of an array with three axes.
 
     Meshes (``.off``, and ``.ply`` with faces) are sampled uniformly by area. ``.npy`` and ``.npz`` hold an array
@@ -78,10 +85,11 @@ def read_cloud(path: Path, num_points: int, seed: int = 0, normalization: str = 
             points.
         seed: Seed of what is drawn.
         normalization: See :func:`normalize`; computed from all the points that are in the file.
+        dtype: Type of the result; ``normalization`` happens before the numbers are rounded to it.
         **moments: ``center`` and ``size``, for ``whole_set``.
 
     Returns:
-        float32 (N, at most num_points, 3).
+        (N, at most num_points, 3).
 
     Raises:
         ValueError: If the file is not what its ending says, is damaged, or holds no finite points.
@@ -93,7 +101,7 @@ def read_cloud(path: Path, num_points: int, seed: int = 0, normalization: str = 
         raise error if str(error).startswith(f"{path}") else ValueError(f"{path}: {error}") from None
     if points.shape[1] > num_points:
         points = points[:, torch.from_numpy(generator.permutation(points.shape[1])[:num_points])]
-    return points.float()
+    return points.to(dtype)
 
 
 def _all_points(path: Path, num_points: int, generator: np.random.Generator) -> np.ndarray:
@@ -102,7 +110,8 @@ def _all_points(path: Path, num_points: int, generator: np.random.Generator) -> 
     if ending in (".off", ".ply"):
         points, triangles = (read_off if ending == ".off" else read_ply)(path)
         if len(triangles):
-            points = sample_surface(points, triangles, num_points, generator)
+            middle = points.mean(0)  # the sampled points are float32
+            points = sample_surface(points - middle, triangles, num_points, generator) + middle
     elif ending == ".npy":
         with path.open("rb") as file:
             points = _read_npy(path, file, path.stat().st_size)
@@ -160,10 +169,7 @@ def _read_npz(path: Path) -> np.ndarray:
 def _read_text(path: Path) -> np.ndarray:
     lines = [re.split(r"#|//", line)[0].replace(";", ",").strip() for line in read_lines(path)]
     lines = [line for line in lines if line]
-    # names of the columns, or the number of points
-    if lines and (len(_words(lines[0])) < 3 or re.search("[a-df-z]", lines[0], re.IGNORECASE)):
-        if re.search(r"\d\s*\Z", lines[0]) and _words(lines[0])[0] != str(len(lines) - 1):
-            raise ValueError(f"{path}: expected three coordinates in each line, found {lines[0][:60]!r}")
+    if lines and _is_no_point(lines[0]):
         del lines[0]
     if not lines:
         raise ValueError(f"{path}: expected a point in each line, found none")
@@ -173,5 +179,10 @@ def _read_text(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: expected as many numbers in each line ({error})") from None
 
 
-def _words(line: str) -> list[str]:
-    return line.replace(",", " ").split()
+def _is_no_point(line: str) -> bool:
+    """Whether a first line holds names of columns, or the number of points."""
+    words = line.replace(",", " ").split()
+    try:
+        return len([float(word) for word in words]) == 1
+    except ValueError:
+        return True

@@ -1,4 +1,4 @@
-"""ModelNet40 as point clouds, from its HDF5 or its OFF distribution, and synthetic shapes for a start without data."""
+"""ModelNet40 as point clouds, from any of its distributions, and synthetic shapes for a start without data."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.base import BatchDataModule, TensorRows, training_and_validation_rows
-from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
-from datamodules.off import read_off, sample_surface
+from datamodules.cache import Cache, md5_of
+from datamodules.cloud_sets import (
+    MODELNET40_MD5,
+    SOURCES,
+    CloudFiles,
+    Clouds,
+    cloud_files,
+    hdf5_files,
+    locate,
+    open_clouds,
+    read_class_names,
+    read_hdf5,
+)
+from datamodules.clouds import NORMALIZATIONS, normalize
 from datamodules.order import BatchRows
 from datamodules.shapes import SHAPES, make_shapes
-from wae_lightning.lightning import rank_zero_info
+from wae_lightning.lightning import rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ModelNet40DataModule", "PointClouds", "augment", "normalize"]
+__all__ = ["ModelNet40DataModule", "PointClouds", "augment"]
 
-Clouds = tuple[Tensor, Tensor]  # points (N, P, 3) and labels (N,)
-
-_MD5 = {
-    "ply_data_train0.h5": "3176385ffc31a7b6b5af22191fd920d1",
-    "ply_data_train1.h5": "e3f613fb500559403b34925112754dc4",
-    "ply_data_train2.h5": "0c56e233a090ff87c3049d4ce08e7d8b",
-    "ply_data_train3.h5": "9d2af465adfa33a3285c369f3ca66c45",
-    "ply_data_train4.h5": "dff38de489b2c41bfaeded86c2208984",
-    "ply_data_test0.h5": "e9732e6d83b09e79e9a7617df058adee",
-    "ply_data_test1.h5": "aba4b12a67c34391cc3c015a6f08ed4b",
-}
+_LARGEST_RADIUS = 10.0  # beyond it, networks made for clouds of radius 1 see nothing but the distance from the origin
 _SHAPES_PER_CLASS = {"train": 100, "test": 25}
 
 
@@ -46,24 +47,28 @@ class ModelNet40DataModule(BatchDataModule):
     validation and test always use the first ``num_points``. The official test set stays the test set; validation is
     taken out of the training set by ``split_seed``.
 
-    Three sources: ``hdf5`` is the distribution ``modelnet40_ply_hdf5_2048`` (2048 points a cloud, y up); ``off`` the
-    meshes (z up), from whose surface twice ``num_points`` points are drawn uniformly by area, once, into a cache;
+    Sources: ``hdf5`` is the distribution ``modelnet40_ply_hdf5_2048`` (2048 points a cloud, y up); ``txt`` is
+    ``modelnet40_normal_resampled`` (10,000 points, y up; normals are left out); ``off`` the meshes (z up);
     ``shapes`` are synthetic solids and furniture made by formula (z up, 16 classes, 100 training and 25 test clouds
-    each), which are no ModelNet40 and need no data.
+    each), which are no ModelNet40 and need no data. ``files`` is any other folder of clouds or meshes, a file each
+    (:func:`~datamodules.clouds.read_cloud` tells the formats), in ``<class>/{train,val,test}/`` as PointFlow's
+    ShapeNet, or with these levels missing or the other way round; such files count as y up. A ``val`` folder is the
+    validation set; without a ``test`` folder anywhere, ``val_fraction`` of the clouds is set aside for the test, too.
+    Of every file that holds one cloud, twice ``num_points`` points are drawn, from meshes uniformly by area, once, into
+    a cache.
 
     Args:
-        root: A folder with ``train_files.txt`` (HDF5) or with ``<class>/{train,test}/*.off``, or the parent of
-            ``modelnet40_ply_hdf5_2048/`` or ``ModelNet40/``. None: use ``data/`` if the set lies there and the
+        root: A folder of one of these sources, or the parent of ``modelnet40_ply_hdf5_2048/``,
+            ``modelnet40_normal_resampled/`` or ``ModelNet40/``. None: use ``data/`` if the set lies there and the
             synthetic shapes otherwise; one line tells which. A root that is given must hold the set.
         batch_size: Clouds per batch.
         num_workers: Worker processes of the DataLoader; 0 is fastest because a batch is a few index operations.
         num_points: Points per cloud.
-        source: ``auto`` takes what ``root`` holds (HDF5 before OFF); ``hdf5``, ``off`` or ``shapes`` ask for one.
+        source: ``auto`` takes what ``root`` holds, in the order above; the other names ask for one.
         classes: Names of the classes to keep, in the order of their new labels; None keeps all.
-        normalization: ``unit_sphere`` moves the mean of a cloud to 0 and its farthest point to radius 1; ``unit_box``
-            moves the middle of its bounding box to 0 and makes the longest side 1; ``whole_set`` subtracts one mean
-            and divides by one standard deviation, both those of all training points; ``none`` leaves the files'
-            values. It is computed from all the points that a cloud has, not from the subset in a batch.
+        normalization: ``unit_sphere``, ``unit_box``, ``whole_set`` (by mean and deviation of all training points) or
+            ``none``, as in :func:`~datamodules.clouds.normalize`. It is computed from all the points that a cloud has
+            (of a mesh those drawn), not from the subset in a batch. ``none`` warns of coordinates far from 0.
         up_axis: The axis that is up in the batches; clouds stored with another one are turned.
         rotate: Turn each training cloud by a random angle about the up axis.
         scale: Multiply each training cloud by a factor drawn uniformly from this interval.
@@ -72,7 +77,9 @@ class ModelNet40DataModule(BatchDataModule):
         shift: Move each training cloud by a vector drawn uniformly from [-shift, shift] along each axis.
         val_fraction: Share of the training set that becomes the validation set.
         split_seed: Seed of that split, and of the synthetic shapes.
-        cache_dir: Folder of the cache that the OFF meshes need; None puts it beside them.
+        cache_dir: Folder of the cache that single files need; None puts it beside them.
+        on_error: ``raise`` stops at the first of the single files that cannot be read; ``skip`` leaves such files out
+            and reports how many and which.
         on_device: Whether all clouds lie on the trainer's device, as in :class:`~datamodules.base.BatchDataModule`.
 
     Raises:
@@ -94,7 +101,7 @@ class ModelNet40DataModule(BatchDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         num_points: int = 2048,
-        source: Literal["auto", "hdf5", "off", "shapes"] = "auto",
+        source: Literal["auto", "hdf5", "txt", "off", "files", "shapes"] = "auto",
         classes: list[str] | None = None,
         normalization: Literal["unit_sphere", "unit_box", "whole_set", "none"] = "unit_sphere",
         up_axis: Literal["y", "z"] = "y",
@@ -106,15 +113,17 @@ class ModelNet40DataModule(BatchDataModule):
         val_fraction: float = 0.1,
         split_seed: int = 0,
         cache_dir: str | Path | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         on_device: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
         for name, value, allowed in (
-            ("source", source, ("auto", "hdf5", "off", "shapes")),
-            ("normalization", normalization, ("unit_sphere", "unit_box", "whole_set", "none")),
+            ("source", source, SOURCES),
+            ("normalization", normalization, NORMALIZATIONS),
             ("up_axis", up_axis, ("y", "z")),
+            ("on_error", on_error, ("raise", "skip")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -138,6 +147,9 @@ class ModelNet40DataModule(BatchDataModule):
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.on_error = on_error
+        self.moments: dict[str, Any] = {}
+        """After ``setup`` with ``whole_set``: ``center``, three numbers, and ``size``, for ``normalize``."""
         self.class_names: list[str] = []
         """Names of the classes, after ``setup``: label k is ``class_names[k]``."""
 
@@ -148,38 +160,55 @@ class ModelNet40DataModule(BatchDataModule):
             "classes": self.classes,
             "normalization": self.normalization,
             "up_axis": self.up_axis,
+            **self.moments,
         }
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns when a checkpoint was trained on differently prepared data; nothing else is restored."""
+        unknown = () if self.moments else ("center", "size")  # before setup
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in unknown})
+
     def prepare_data(self) -> None:
-        source, folder = self._locate()
-        if source == "off":
-            self._open_cache(folder)
+        source, folder = locate(self.root, self.source)
+        if source not in ("hdf5", "shapes"):
+            self._open_cache(cloud_files(source, folder), folder)
 
     def setup(self, stage: str = "fit") -> None:
         if hasattr(self, "test_set"):
             return
-        source, folder = self._locate()
+        source, folder = locate(self.root, self.source)
+        val_part: Clouds | None = None
         if source == "hdf5":
             names, train, test = self._from_hdf5(folder)
-        elif source == "off":
-            names, train, test = self._from_off(folder)
-        else:
+        elif source == "shapes":
             names, train, test = self._from_shapes()
+        else:
+            names, train, val_part, test = self._from_files(source, folder)
         self.class_names = names if self.classes is None else self._known(self.classes, names)
         train, test = (self._chosen(clouds, names) for clouds in (train, test))
-        stored_up: Literal["y", "z"] = "y" if source == "hdf5" else "z"
+        rows, val_rows = torch.arange(len(train[0])), torch.empty(0, dtype=torch.long)
+        if val_part is None:
+            rows, val_rows = training_and_validation_rows(len(train[0]), self.val_fraction, self.split_seed)
+        else:
+            val_part = self._chosen(val_part, names)
+            val_rows = torch.arange(len(val_part[0])) + len(rows)
+            train = torch.cat([train[0], val_part[0]]), torch.cat([train[1], val_part[1]])
+        stored_up: Literal["y", "z"] = "z" if source in ("off", "shapes") else "y"
         train_points, test_points = (turned(points, stored_up, self.up_axis) for points, _ in (train, test))
-        rows, val_rows = training_and_validation_rows(len(train_points), self.val_fraction, self.split_seed)
         if self.normalization == "whole_set":
             # in double precision: millions of points
-            mean = train_points[rows].double().mean(dim=(0, 1))
-            deviation = (train_points[rows] - mean).square().mean().sqrt()
-            train_points, test_points = (
-                ((points - mean) / deviation).float() for points in (train_points, test_points)
-            )
-        elif self.normalization != "none":
-            train_points, test_points = (
-                normalize(points, self.normalization) for points in (train_points, test_points)
+            center = train_points[rows].double().mean(dim=(0, 1))
+            deviation = (train_points[rows] - center).square().mean().sqrt()
+            self.moments = {"center": center.tolist(), "size": float(deviation)}
+            train_points, test_points = train_points.double(), test_points.double()
+        train_points, test_points = (
+            normalize(points, self.normalization, **self.moments).float() for points in (train_points, test_points)
+        )
+        radius = float(train_points.norm(dim=2).max()) if self.normalization == "none" else 0.0
+        if not radius <= _LARGEST_RADIUS:
+            rank_zero_warn(
+                f"normalization='none': found a point {radius:.4g} from the origin; models expect clouds of radius 1 "
+                "or so, and their cost grows with its square. normalization='unit_sphere' moves and scales each cloud."
             )
         self.train_set = PointClouds(train_points, train[1], self.num_points, rows, fresh=True)
         self.val_set = PointClouds(train_points, train[1], self.num_points, val_rows)
@@ -219,62 +248,46 @@ class ModelNet40DataModule(BatchDataModule):
             axes.set_title(self.class_names[int(label)] if self.class_names else str(int(label)))
         return figure
 
-    def _locate(self) -> tuple[str, Path]:
-        """Which source to read, and the folder of its files."""
-        root = self.root or Path("data")
-        if self.source == "shapes":
-            return "shapes", root
-        wanted = ("hdf5", "off") if self.source == "auto" else (self.source,)
-        for folder in (root, root / "modelnet40_ply_hdf5_2048", root / "ModelNet40"):
-            if "hdf5" in wanted and (folder / "train_files.txt").is_file():
-                return "hdf5", folder
-            if "off" in wanted and next(folder.glob("*/train/*.off"), None) is not None:
-                return "off", folder
-        if self.root is None and self.source == "auto":
-            return "shapes", root
-        raise FileNotFoundError(
-            f"{root}: no ModelNet40 here. Expected train_files.txt, test_files.txt, shape_names.txt and "
-            "ply_data_*.h5 (the archive modelnet40_ply_hdf5_2048.zip of PointNet's authors), or "
-            "<class>/train/*.off and <class>/test/*.off (the archive ModelNet40.zip of Princeton's ModelNet page), in "
-            "this folder or in modelnet40_ply_hdf5_2048/ or ModelNet40/ below it. Search for the archive's name, and "
-            "unpack it there; nothing is downloaded for you. source='shapes' needs no data."
-        )
-
     def _from_hdf5(self, folder: Path) -> tuple[list[str], Clouds, Clouds]:
-        names_file = folder / "shape_names.txt"
-        if not names_file.is_file():
-            raise FileNotFoundError(f"{names_file}: no such file. Expected the names of the classes, one a line")
-        names = names_file.read_text(errors="replace").split()
-        files = {part: _listed_files(folder / f"{part}_files.txt") for part in ("train", "test")}
-        train, test = (_joined([read_clouds(path, len(names)) for path in files[part]], files[part]) for part in files)
-        paths = [*files["train"], *files["test"]]
-        original = {path.name: md5_of(path) for path in paths}
+        names = read_class_names(folder / "shape_names.txt")
+        files = [hdf5_files(folder, part) for part in ("train", "test")]
+        train, test = (read_hdf5(part, len(names)) for part in files)
+        original = {path.name: md5_of(path) for part in files for path in part}
         rank_zero_info(
             f"Using {len(train[0]):,} training and {len(test[0]):,} test clouds of {train[0].shape[1]} points from "
-            f"{folder} (the files are {'' if original == _MD5 else 'not '}ModelNet40's own, by their md5)."
+            f"{folder} (the files are {'' if original == MODELNET40_MD5 else 'not '}ModelNet40's own, by their md5)."
         )
-        self._check_num_points(min(train[0].shape[1], test[0].shape[1]), folder)
+        available = min(train[0].shape[1], test[0].shape[1])
+        if self.num_points > available:
+            raise ValueError(
+                f"num_points must be at most {available}, the points of each cloud in {folder}, got {self.num_points}"
+            )
         return names, train, test
 
-    def _from_off(self, folder: Path) -> tuple[list[str], Clouds, Clouds]:
-        cache, files = self._open_cache(folder)
-        names = sorted({path.parts[-3] for path in files})
-        labels = torch.tensor([names.index(path.parts[-3]) for path in files])
-        split = sum(path.parts[-2] == "train" for path in files)
-        rank_zero_info(f"Using {split:,} training and {len(files) - split:,} test meshes from {folder}.")
-        clouds = cache.map()
-        return names, (clouds[:split], labels[:split]), (clouds[split:], labels[split:])
+    def _from_files(self, source: str, folder: Path) -> tuple[list[str], Clouds, Clouds | None, Clouds]:
+        found = cloud_files(source, folder)
+        cache = self._open_cache(found, folder)
+        clouds, labels, good = cache.map(), torch.tensor(found.labels), cache.good_rows
+        if found.parts:
+            parts = torch.tensor(found.parts)[good]
+            train, val, test = (good[parts == part] for part in range(3))
+        else:
+            # by another permutation than validation's
+            rest_and_test = training_and_validation_rows(len(good), self.val_fraction, self.split_seed + 1)
+            train, test = (good[rows] for rows in rest_and_test)
+            val = good[:0]
+        for name, rows in ("training", train), ("test", test):
+            if not len(rows):
+                raise ValueError(f"{folder}: expected {name} clouds that can be read, found none")
+        rank_zero_info(
+            f"Using {len(train) + len(val):,} training and {len(test):,} test "
+            f"{'meshes' if source == 'off' else 'clouds'} from {folder}."
+        )
+        train_part, val_part, test_part = ((clouds[rows], labels[rows]) for rows in (train, val, test))
+        return found.names, train_part, val_part if len(val) else None, test_part
 
-    def _open_cache(self, folder: Path) -> tuple[Cache, list[Path]]:
-        """The points drawn from the meshes, and the meshes' files: those for training first."""
-        train, test = (sorted(folder.glob(f"*/{part}/*.off")) for part in ("train", "test"))
-        if not test:
-            raise FileNotFoundError(f"{folder}: expected test meshes at <class>/test/*.off, found training meshes only")
-        files = train + test
-        points = 2 * self.num_points  # so that training has fresh subsets to draw
-        key = cache_key("off 1", ((str(path.relative_to(folder)), path.stat()) for path in files))
-        path = (self.cache_dir or folder) / f"modelnet40_{points}_{key}.h5"
-        return open_or_build(path, (points, 3), "float32", lambda: (_Meshes(files, points), {})), files
+    def _open_cache(self, found: CloudFiles, folder: Path) -> Cache:
+        return open_clouds(found.files, folder, self.num_points, self.normalization, self.cache_dir, self.on_error)
 
     def _from_shapes(self) -> tuple[list[str], Clouds, Clouds]:
         names = sorted(SHAPES)
@@ -311,12 +324,6 @@ class ModelNet40DataModule(BatchDataModule):
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(f"classes must name at least one class, and each once, got {classes}")
         return list(classes)
-
-    def _check_num_points(self, available: int, folder: Path) -> None:
-        if self.num_points > available:
-            raise ValueError(
-                f"num_points must be at most {available}, the points of each cloud in {folder}, got {self.num_points}"
-            )
 
 
 class PointClouds(TensorRows):
@@ -366,21 +373,6 @@ def turned(points: Tensor, from_up: str, to_up: str) -> Tensor:
     return torch.stack((x, z, -y) if from_up == "z" else (x, -z, y), dim=-1)
 
 
-def normalize(points: Tensor, normalization: str) -> Tensor:
-    """Moves and scales each cloud (N, P, 3) by itself, as ``unit_sphere`` or ``unit_box``; see the data module.
-
-    A cloud whose points are all the same only moves.
-    """
-    if normalization == "unit_sphere":
-        points = points - points.mean(dim=1, keepdim=True)
-        size = points.norm(dim=2).amax(dim=1)
-    else:
-        low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
-        points = points - (low + high) / 2
-        size = (high - low).amax(dim=(1, 2))
-    return points / torch.where(size > 0, size, 1)[:, None, None]
-
-
 def augment(
     points: Tensor,
     up_axis: str,
@@ -407,88 +399,3 @@ def augment(
     if shift:
         points = points + torch.empty(count, 1, 3, device=device).uniform_(-shift, shift)
     return points
-
-
-def read_clouds(path: Path, num_classes: int) -> Clouds:
-    """Reads one file of the HDF5 distribution.
-
-    Args:
-        path: HDF5 with ``data``, float (N, P, 3), and ``label``, integers (N, 1) or (N,).
-        num_classes: Labels must be below it.
-
-    Returns:
-        float32 (N, P, 3) and int64 (N,).
-
-    Raises:
-        ValueError: If the file is no HDF5 file, lacks one of the two, or one is not as it must be.
-    """
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: not an HDF5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            for name in ("data", "label"):
-                if not isinstance(file.get(name), h5py.Dataset):
-                    raise ValueError(f"{path}: expected a data set {name!r}, found {', '.join(file) or 'nothing'}")
-            data, label = file["data"], file["label"]
-            if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f":
-                raise ValueError(f"{path}: expected 'data' to be float of shape (N, P, 3), found {_type_of(data)}")
-            if label.shape not in ((len(data),), (len(data), 1)) or label.dtype.kind not in "iu":
-                raise ValueError(
-                    f"{path}: expected 'label' to be integers of shape ({len(data)}, 1), found {_type_of(label)}"
-                )
-            # gzip shrinks at most 1032 times; a header that claims more must not make us allocate it
-            if data.nbytes + label.nbytes > 1100 * path.stat().st_size:
-                raise ValueError(f"{path}: 'data' claims the shape {data.shape}, more than the file can hold")
-            points = torch.from_numpy(data[()].astype(np.float32, copy=False))
-            labels = torch.from_numpy(label[()].astype(np.int64).reshape(-1))
-    except Exception as error:  # h5py has no common exception for damaged files
-        if str(error).startswith(f"{path}: "):
-            raise
-        raise ValueError(f"{path}: not a complete HDF5 file ({error})") from None
-    finite = points.isfinite().all(dim=2).all(dim=1)
-    if not finite.all():
-        raise ValueError(f"{path}: cloud {int((~finite).nonzero()[0])} has coordinates that are not finite")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        bad = labels[(labels < 0) | (labels >= num_classes)]
-        raise ValueError(f"{path}: found the label {int(bad[0])}; shape_names.txt has {num_classes} classes")
-    return points, labels
-
-
-def _listed_files(list_file: Path) -> list[Path]:
-    """The files that a list of the HDF5 distribution names, by base name: the paths are its authors'."""
-    if not list_file.is_file():
-        raise FileNotFoundError(f"{list_file}: no such file. Expected the names of the ply_data_*.h5, one a line")
-    lines = list_file.read_text(errors="replace").splitlines()
-    files = [list_file.parent / Path(line.strip()).name for line in lines if line.strip()]
-    if not files:
-        raise ValueError(f"{list_file}: the list is empty; expected the names of the ply_data_*.h5, one a line")
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file, though {list_file.name} names it")
-    return files
-
-
-def _joined(clouds: list[Clouds], files: list[Path]) -> Clouds:
-    for (points, _), file in zip(clouds, files, strict=True):
-        if points.shape[1] != clouds[0][0].shape[1]:
-            raise ValueError(
-                f"{file}: {points.shape[1]} points a cloud; expected {clouds[0][0].shape[1]} as in {files[0].name}"
-            )
-    return torch.cat([points for points, _ in clouds]), torch.cat([labels for _, labels in clouds])
-
-
-def _type_of(dataset: Any) -> str:
-    return f"{dataset.dtype} of shape {dataset.shape}"
-
-
-class _Meshes(Sources):
-    def __init__(self, files: list[Path], num_points: int) -> None:
-        super().__init__(files, (num_points, 3), "float32")
-
-    def read(self, index: int) -> np.ndarray:
-        path = self.files[index]
-        vertices, triangles = read_off(path)
-        try:
-            return sample_surface(vertices, triangles, self.shape[0], np.random.default_rng(index))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None

@@ -32,7 +32,7 @@ class _Property(NamedTuple):
 
 class _Element(NamedTuple):
     name: str
-    size: int
+    rows: int
     properties: list[_Property]
 
 
@@ -134,14 +134,14 @@ class _Words:
 
     def element(self, element: _Element, wanted: str | None) -> _Columns:
         width = len(element.properties)
-        if width * element.size > len(self.numbers) - self.at:
+        if width * element.rows > len(self.numbers) - self.at:
             raise _too_short(self.path, element)
         if all(part.count_type is None for part in element.properties):
-            rows = self.numbers[self.at : self.at + width * element.size].reshape(element.size, width)
+            rows = self.numbers[self.at : self.at + width * element.rows].reshape(element.rows, width)
             self.at += rows.size
             return {part.name: rows[:, column] for column, part in enumerate(element.properties)}, rows[:0, 0], _NONE
         lists, lengths = [], []
-        for _ in range(element.size):
+        for _ in range(element.rows):
             for part in element.properties:
                 count = 1 if part.count_type is None else self._take(1, element)[0]
                 if not 0 <= count <= len(self.numbers) or count != int(count):
@@ -172,13 +172,13 @@ class _Bytes:
         if all(part.count_type is None for part in element.properties):
             names = [f"{column}" for column in range(len(element.properties))]  # twice the same name is no error
             formats = [self.order + part.type for part in element.properties]
-            rows = self._take(np.dtype({"names": names, "formats": formats}), element.size, element)
+            rows = self._take(np.dtype({"names": names, "formats": formats}), element.rows, element)
             columns = {part.name: rows[name] for part, name in zip(element.properties, names, strict=True)}
             return columns, np.empty(0), _NONE
-        if len(element.properties) == 1 and element.size and (found := self._equal_lists(element)) is not None:
-            return {}, found.reshape(-1), np.full(element.size, found.shape[1])
+        if len(element.properties) == 1 and element.rows and (found := self._equal_lists(element)) is not None:
+            return {}, found.reshape(-1), np.full(element.rows, found.shape[1])
         lists, lengths = [], []
-        for _ in range(element.size):
+        for _ in range(element.rows):
             for part in element.properties:
                 count = 1
                 if part.count_type is not None:
@@ -198,9 +198,9 @@ class _Bytes:
         row = np.dtype(
             [("length", f"{self.order}{part.count_type}"), ("list", self.order + part.type, (max(length, 0),))]
         )
-        if row.itemsize * element.size > len(self.body) - start:
+        if row.itemsize * element.rows > len(self.body) - start:
             return None
-        rows = self._take(row, element.size, element)
+        rows = self._take(row, element.rows, element)
         if (rows["length"] == length).all():
             return rows["list"]
         self.at = start
@@ -219,6 +219,6 @@ _NONE = np.empty(0, dtype=np.int64)
 
 def _too_short(path: Path, element: _Element) -> ValueError:
     return ValueError(
-        f"{path}: its header promises {element.size} times {element.name!r}, more than the file holds: it is "
+        f"{path}: its header promises {element.rows} times {element.name!r}, more than the file holds: it is "
         "truncated or its counts do not match"
     )

@@ -336,7 +336,9 @@ def test_one_command_trains_evaluates_and_generates(root: Path, trained, tmp_pat
 
     checkpoint = trained(config, f"--data.root={root}", "--data.batch_size=20")
     assert (checkpoint.parents[1] / "samples.png").is_file()
-    evaluate.main([str(checkpoint), "--num_samples", "60", "--out", str(tmp_path / "metrics.json")])
+    evaluate.main(
+        [str(checkpoint), f"--data.root={root}", "--num_samples", "60", "--out", str(tmp_path / "metrics.json")]
+    )
     assert '"psnr"' in (tmp_path / "metrics.json").read_text()
     generate.main([str(checkpoint), "--num_samples", "4", "--out", str(tmp_path / "s.png")])
     assert Image.open(tmp_path / "s.png").size == (2 * 66 + 2, 2 * 66 + 2)

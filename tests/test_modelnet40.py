@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 
 from datamodules import ModelNet40DataModule
-from datamodules.modelnet40 import PointClouds, augment, normalize, turned
+from datamodules.clouds import normalize
+from datamodules.modelnet40 import PointClouds, augment, turned
 from datamodules.shapes import SHAPES
 
 NAMES = ["airplane", "bed", "chair"]
@@ -157,7 +158,7 @@ def test_md5_is_reported(hdf5: Path, caplog: pytest.LogCaptureFixture, monkeypat
     assert "the files are not ModelNet40's own, by their md5" in caplog.text
     files = (hdf5 / "modelnet40_ply_hdf5_2048").glob("*.h5")
     monkeypatch.setattr(
-        "datamodules.modelnet40._MD5", {file.name: md5(file.read_bytes()).hexdigest() for file in files}
+        "datamodules.modelnet40.MODELNET40_MD5", {file.name: md5(file.read_bytes()).hexdigest() for file in files}
     )
     ready(hdf5)
     assert "the files are ModelNet40's own, by their md5" in caplog.text

@@ -93,22 +93,16 @@ def test_what_we_write_is_read(file: Path) -> None:
 
 
 def test_a_binary_body_may_begin_with_an_end_of_line(file: Path) -> None:
-    content = ply(
-        "binary_little_endian", [("vertex", [("x", "uchar"), ("y", "uchar"), ("z", "uchar")], [(10, 13, 10)])]
-    )
-    for header in (content, content.replace(b"\n", b"\r", 5)):
-        file.write_bytes(header)
-    file.write_bytes(content)
-    assert read_ply(file)[0].tolist() == [[10, 13, 10]]
+    bytes_ = [("x", "uchar"), ("y", "uchar"), ("z", "uchar")]
+    content = ply("binary_little_endian", [("vertex", bytes_, [(10, 13, 10)])])
+    for newline in (b"\n", b"\r", b"\r\n"):
+        header, body = content[:-3], content[-3:]
+        file.write_bytes(header.replace(b"\n", newline) + body)
+        assert read_ply(file)[0].tolist() == [[10, 13, 10]]
 
 
-GOOD = ply(
-    "ascii", [("vertex", XYZ, CUBE.tolist()), ("face", [("vertex_index", "uchar", "int")], [(s,) for s in SQUARES])]
-)
-BINARY = ply(
-    "binary_little_endian",
-    [("vertex", XYZ, CUBE.tolist()), ("face", [("vertex_index", "uchar", "int")], [(s,) for s in SQUARES])],
-)
+ELEMENTS = [("vertex", XYZ, CUBE.tolist()), ("face", [("vertex_index", "uchar", "int")], [(face,) for face in SQUARES])]
+GOOD, BINARY = ply("ascii", ELEMENTS), ply("binary_little_endian", ELEMENTS)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +130,7 @@ BINARY = ply(
         (GOOD.replace(b"4 0 1 3 2", b"4 0 1 3 -1"), "a face names vertex -1; expected 0 to 7"),
         (GOOD.replace(b"4 0 1 3 2", b"-4 0 1 3 2"), "expected the length of a list, found -4"),
         (GOOD.replace(b"4 0 1 3 2", b"nan 0 1 3 2"), "expected the length of a list, found nan"),
+        (GOOD.replace(b"list uchar", b"list float"), "found 'property list float int vertex_index'"),
         (BINARY.replace(b"uchar int", b"int int"), "promises 6 times 'face'"),
     ],
 )

@@ -37,9 +37,9 @@ from PIL import Image
 
 from datamodules import CelebADataModule
 from datamodules.cache import Cache
+from datamodules.cloud_sets import CloudSources, read_clouds
 from datamodules.idx import read_idx
 from datamodules.mnist import read_digits
-from datamodules.modelnet40 import _Meshes, read_clouds
 from datamodules.pictures import read_picture
 from wae_lightning import WAEMMD
 from wae_lightning.cli import generate
@@ -420,7 +420,7 @@ READERS = {
         wrong_hdf5([f"{part}_{name}" for part in ("train", "test") for name in ("images", "labels")]),
     ),
     "HDF5 point clouds": Reader(write_clouds, lambda path: read_clouds(path, 40), wrong_hdf5(["data", "label"])),
-    "OFF": Reader(write_meshes, lambda path: _Meshes([path], 64).read(0), is_text=True),
+    "OFF": Reader(write_meshes, lambda path: CloudSources([path], 32).read(0), is_text=True),
     "CelebA lists": Reader(write_celeba, read_celeba, is_text=True),
     "CelebA pictures": Reader(write_pictures, lambda path: read_picture(path, (3, 16, 16), 40)),
     "cache": Reader(

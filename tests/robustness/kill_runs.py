@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from wae_lightning.interruption import AtomicCheckpointIO
 
 import datamodules.cache
 from datamodules import CelebADataModule
 from wae_lightning import WAE
 from wae_lightning.cli import train
 from wae_lightning.lightning import Trainer
+from wae_lightning.training.interruption import AtomicCheckpointIO
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 SMALL = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--data.batch_size=50"]

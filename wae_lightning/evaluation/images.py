@@ -77,8 +77,8 @@ def choose_features(
     """Chooses the features in which images are compared.
 
     Args:
-        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for digits, unless there are ``weights``, else
-            Inception.
+        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for digits, unless there are ``weights``;
+            Inception for all else.
         shape: (channels, height, width).
         weights: File of the Inception network's weights; None: torch-fidelity's cache, or its download.
         content: What the images show, if their data module says so: ``digits``.
