@@ -178,7 +178,9 @@ def test_a_set_whose_size_is_unknown_normalizes_no_inputs(clouds, tmp_path, caps
 
 def test_a_trained_set_normalizes_inputs_by_its_own_size(trained, tmp_path):
     checkpoint = trained("modelnet40_pointnet", *POINTS, "--data.normalization=whole_set")
-    data = ModelNet40DataModule(num_points=64, normalization="whole_set", source="shapes")
+    arguments = torch.load(checkpoint, weights_only=True)["datamodule_hyper_parameters"]
+    data = ModelNet40DataModule(**{name: value for name, value in arguments.items() if not name.startswith("_")})
+    assert data.normalization == "whole_set"
     data.setup()
     points = torch.randn(1, 64, 3).double()
     np.save(tmp_path / "a.npy", points.numpy())
@@ -271,7 +273,8 @@ def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, fla
 
 def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys):
     content = torch.load(digits, weights_only=True)
-    del content["training_codes"]
+    [codes] = [name for name in content["state_dict"] if name.endswith("_extra_state")]
+    content["state_dict"][codes] = {}
     torch.save(content, tmp_path / "old.ckpt")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "old.ckpt"), "--sampler", "gmm"])
