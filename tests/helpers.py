@@ -49,3 +49,13 @@ def codes_and_loss(model, x):
     code = model.draw_codes(x)
     terms = model.terms(x, code)
     return model.compared(x, code), model.objective(terms | {"penalty": torch.zeros(())})
+
+
+def assert_equal(a, b):
+    """Two state dicts, or what they hold, are equal bit by bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_equal(a[name], b[name])
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
