@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wae_lightning.base import WAE
+    from wae_lightning.cli.config import from_config
     from wae_lightning.conditional import ConditionalWAE
     from wae_lightning.gan import WAEGAN
     from wae_lightning.mmd import WAEMMD
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["WAE", "WAEGAN", "WAEMMD", "ConditionalWAE", "PointNetWAE", "__version__"]
+__all__ = ["WAE", "WAEGAN", "WAEMMD", "ConditionalWAE", "PointNetWAE", "__version__", "from_config"]
 
 # imported when first asked for: the command line answers a typo without torch and Lightning, which take seconds
 _MODULES = {
@@ -22,6 +23,7 @@ _MODULES = {
     "WAEMMD": "mmd",
     "ConditionalWAE": "conditional",
     "PointNetWAE": "pointnet",
+    "from_config": "cli.config",
 }
 
 

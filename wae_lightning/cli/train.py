@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
-import datamodules  # noqa: F401  its classes can be named on the command line
-from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
+from wae_lightning import WAE
 from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.cli.config import link_typed
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags, find_checkpoint
 from wae_lightning.lightning import (
@@ -42,8 +42,6 @@ from wae_lightning.training.allocator import keep_freed_memory
 from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
 
 __all__ = ["Train", "main"]
-
-MODELS = (WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE)  # imported, so that their short names are known
 
 
 class CountingTrainer(Trainer):
@@ -150,6 +148,16 @@ class Train(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        printing = [argument for argument in args if argument.partition("=")[0] == "--print_config"]
+        super().parse_arguments(parser, [argument for argument in args if argument not in printing])
+        link_typed(self.config, args)
+        if printing:  # what jsonargparse prints by itself has no sizes that follow from others
+            wanted = printing[-1].partition("=")[2].split(",")
+            skipped = {"skip_none": "skip_null" in wanted, "skip_default": "skip_default" in wanted}
+            print(parser.dump(self.config, **skipped), end="")
+            sys.exit(0)
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
