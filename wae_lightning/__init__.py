@@ -10,10 +10,21 @@ if TYPE_CHECKING:
     from wae_lightning.gan import WAEGAN
     from wae_lightning.mmd import WAEMMD
     from wae_lightning.pointnet import PointNetWAE
+    from wae_lightning.pretrained import from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.1.0"
 
-__all__ = ["WAE", "WAEGAN", "WAEMMD", "ConditionalWAE", "PointNetWAE", "__version__"]
+__all__ = [
+    "WAE",
+    "WAEGAN",
+    "WAEMMD",
+    "ConditionalWAE",
+    "PointNetWAE",
+    "__version__",
+    "from_pretrained",
+    "push_to_hub",
+    "save_pretrained",
+]
 
 # imported when first asked for: the command line answers a typo without torch and Lightning, which take seconds
 _MODULES = {
@@ -22,6 +33,7 @@ _MODULES = {
     "WAEMMD": "mmd",
     "ConditionalWAE": "conditional",
     "PointNetWAE": "pointnet",
+    **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), "pretrained"),
 }
 
 
