@@ -11,10 +11,22 @@ if TYPE_CHECKING:
     from wae_lightning.gan import WAEGAN
     from wae_lightning.mmd import WAEMMD
     from wae_lightning.pointnet import PointNetWAE
+    from wae_lightning.pretrained import from_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.1.0"
 
-__all__ = ["WAE", "WAEGAN", "WAEMMD", "ConditionalWAE", "PointNetWAE", "__version__", "from_config"]
+__all__ = [
+    "WAE",
+    "WAEGAN",
+    "WAEMMD",
+    "ConditionalWAE",
+    "PointNetWAE",
+    "__version__",
+    "from_config",
+    "from_pretrained",
+    "push_to_hub",
+    "save_pretrained",
+]
 
 # imported when first asked for: the command line answers a typo without torch and Lightning, which take seconds
 _MODULES = {
@@ -24,6 +36,7 @@ _MODULES = {
     "ConditionalWAE": "conditional",
     "PointNetWAE": "pointnet",
     "from_config": "cli.config",
+    **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), "pretrained"),
 }
 
 
