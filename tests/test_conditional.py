@@ -6,10 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
-from helpers import codes_and_loss
+from helpers import codes_and_loss, pl
 from jsonargparse import ArgumentParser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

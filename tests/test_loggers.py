@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trains a run of one epoch by a logger, then goes on for a second one; returns the working directory and prints."""
+    """Trains one epoch under a logger, goes on for a second one, and returns the working directory and what was said."""
 
     @functools.cache
     def trained(name):
@@ -55,9 +55,8 @@ def run(tmp_path_factory):
         environment |= {"PYTHONPATH": str(Path(train.__file__).parents[2])}
         printed = []
         for flags in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
-            command = [sys.executable, "-m", "wae_lightning.cli.main", "train", *SHORT, *LOGGERS[name], *flags]
             code = "import sys; from wae_lightning.cli.main import main; main(sys.argv[1:])"
-            command[1:3] = ["-c", code]
+            command = [sys.executable, "-c", code, "train", *SHORT, *LOGGERS[name], *flags]
             ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
             assert ran.returncode == 0, ran.stderr
             printed.append(ran.stdout)
