@@ -61,7 +61,8 @@ def test_two_nodes_train_and_two_processes_go_on_in_the_same_folder(tmp_path):
     processes = [
         start(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}",
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                f"--node_rank={node}",
                 "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
                 SCRIPT, *SHORT, "--max_epochs=1", "--num_nodes=2", "--devices=1", "--strategy=ddp",
             ],
@@ -105,7 +106,10 @@ def command_of(pid):
 def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path):
     flags = [flag for flag in SHORT if "limit_train" not in flag]
     process = start(
-        [sys.executable, SCRIPT, *flags, "--limit_train_batches=5", "--max_epochs=5000", "--devices=2", "--strategy=ddp"],
+        [
+            sys.executable, SCRIPT, *flags, "--limit_train_batches=5", "--max_epochs=5000", "--devices=2",
+            "--strategy=ddp",
+        ],
         tmp_path,
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Trains one epoch under a logger, goes on for a second one, and returns the working directory and what was said."""
+    """Trains one epoch under a logger, goes on for a second one; returns the working directory and what was said."""
 
     @functools.cache
     def trained(name):
