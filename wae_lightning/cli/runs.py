@@ -94,7 +94,9 @@ def place_loggers(loggers: Any, folder: Path, resumed: list[list[str]]) -> None:
         resumed: Of the run that goes on, class and id of each logger, see :class:`GoOnLogging`.
     """
     for index, logger in enumerate(loggers if isinstance(loggers, list) else [loggers]):
-        cls, arguments = find_class(logger.class_path), logger.init_args
+        cls, arguments = find_class(logger.class_path), logger.get("init_args")
+        if cls is None or arguments is None:
+            continue
         parameters = inspect.signature(cls.__init__).parameters
         names = [base.__name__ for base in cls.__mro__]
         for key, value in _places(names, arguments, folder).items():

@@ -124,6 +124,8 @@ class Train(LightningCLI):
         self.config_name = config_name
         self.folder: Path | None = None
         self.checkpoint: dict[str, Any] = {}
+        self.finished = False
+        """Whether training is over."""
         self.logger: dict[str, Any] = {
             "class_path": f"{PACKAGE}.loggers.TensorBoardLogger",
             # its own row on the hparams page would have no result; the dashboard writes one after the test
@@ -249,6 +251,7 @@ class Train(LightningCLI):
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
         start, start_cpu = time.perf_counter(), time.process_time()
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        self.finished = True
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         # the same weights have the same results, also after a resume
         seed_everything(self.config.seed_everything or 0, verbose=False)
@@ -315,6 +318,8 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     # this holds for the model's step before the optimizer's, which nobody needs
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Lightning's CSV logger deletes what it had written; GoOnLogging puts it back
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
     # "Tip: ... try installing ..."
     logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(hide_tips)
     keep_freed_memory()
@@ -330,21 +335,15 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
         print(f"{program}: error: {explain_mistake(str(error), given)}", file=sys.stderr)
         sys.exit(2)
-    except SIGTERMException:
-        assert cli is not None
-        number = cli.last.signal or signal.SIGTERM
-        print(
-            f"{program}: stopped by {number.name} after step {cli.trainer.global_step}; go on with: "
-            f"{resume_command(program, given, cli.last.best_model_path)}",
-            file=sys.stderr,
-        )
+    except (SIGTERMException, Stopped, KeyboardInterrupt) as stop:
+        default = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        number = (cli and cli.last.signal) or default
+        sentence = f"stopped by {number.name} while no training was under way"
+        if cli is not None and cli.last.best_model_path and not cli.finished:
+            command = resume_command(program, given, cli.last.best_model_path)
+            sentence = f"stopped by {number.name} after step {cli.trainer.global_step}; go on with: {command}"
+        print(f"{program}: {sentence}", file=sys.stderr)
         sys.exit(128 + number)
-    except Stopped as stop:
-        print(f"{program}: stopped by SIGTERM while no training was under way", file=sys.stderr)
-        sys.exit(stop.code)
-    except KeyboardInterrupt:
-        print(f"{program}: stopped by SIGINT while no training was under way", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         # the other processes would wait for this one
         for process in getattr(cli.trainer.strategy.launcher, "procs", []) if cli else []:
