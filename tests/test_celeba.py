@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from datamodules import CelebADataModule
-from datamodules.celeba import ImagesOnDisk, _shuffled_as_in_the_paper
+from datamodules.cached_images import ImagesOnDisk
+from datamodules.celeba import _shuffled_as_in_the_paper
 from wae_lightning.lightning import LightningModule, Trainer, seed_everything
 
 ATTRIBUTES = ["Bald", "Male", "Smiling"]
