@@ -1,14 +1,18 @@
 """Models, trainers and comparisons that several test files use."""
 
 import functools
+import importlib
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from wae_lightning import WAEMMD
+from wae_lightning.lightning import PACKAGE
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.noise import EncoderNoise
+
+pl = importlib.import_module(PACKAGE)
+"""The package of Lightning that the tests run under; WAE_LIGHTNING_PACKAGE chooses it."""
 
 ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2)
 

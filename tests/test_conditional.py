@@ -6,9 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import codes_and_loss
+from helpers import codes_and_loss, pl
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

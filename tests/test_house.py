@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import perceptrons, small, trainer, weights
-from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
+from helpers import perceptrons, pl, small, trainer, weights
 from torch.utils.data import DataLoader
 
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
@@ -29,7 +27,7 @@ WORKING = {
     "on_predict_model_eval", "on_predict_model_train",
 }  # fmt: skip
 OLD = {"configure_sharded_model"}  # Lightning wants one of two names for one hook
-BASES = (ModelHooks, DataHooks, CheckpointHooks)
+BASES = (pl.core.hooks.ModelHooks, pl.core.hooks.DataHooks, pl.core.hooks.CheckpointHooks)
 HOOKS = ["configure_callbacks", *(name for base in BASES for name in vars(base) if name[0] != "_")]
 HOOKS = [name for name in HOOKS if name not in WORKING | OLD]
 

@@ -143,6 +143,9 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
                 wrong |= first in ("trainer", "checkpoint") and bool(rest) and f"--{first}.{rest[0]}" not in known
                 if wrong:
                     raise UsageError(f"unknown flag {flag}{suggest(flag, known)}")
+        if flag == "--trainer.logger+" and value in ("CSVLogger", "TensorBoardLogger"):
+            # Lightning wants to know where they write, which is in the folder of the run
+            value = f"{{class_path: {value}, init_args: {{save_dir: runs}}}}"
         full.append(flag + equals + value)
     path = configs[-1]
     # the config.yaml that a run has saved names that run

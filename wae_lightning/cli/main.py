@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 from wae_lightning.cli.errors import UsageError, suggest
 from wae_lightning.cli.flags import complete_flags, describe_configs
@@ -36,6 +38,24 @@ The flags that matter:
 All flags: --help_all. All values of a config, to edit and train with: --print_config > mine.yaml"""
 
 
+def check_datamodules() -> None:
+    """Looks, without importing it, whether ``datamodules`` is ours: other projects have a package of that name, too.
+
+    Raises:
+        UsageError: If it is another one.
+    """
+    spec = find_spec("datamodules")
+    places = list((spec and spec.submodule_search_locations) or [])
+    if not any(Path(place, "modelnet40.py").is_file() for place in places):
+        found = places[0] if places else spec and spec.origin
+        raise UsageError(
+            f"the package datamodules of wae-lightning is hidden by another one, {found}: start from another folder, "
+            "rename that one or take it off PYTHONPATH"
+            if found
+            else "the package datamodules, which comes with wae-lightning, is missing: install wae-lightning again"
+        )
+
+
 def run(command: str, arguments: list[str] | None = None, program: str | None = None) -> None:
     """Runs one command.
 
@@ -51,9 +71,11 @@ def run(command: str, arguments: list[str] | None = None, program: str | None = 
         print(configs if "--list" in given else TRAIN_HELP.format(program=program, configs=configs))
         sys.exit(0)
     try:
-        if command == "train":
-            complete_flags(given)  # before torch and Lightning are imported, which takes seconds
-    except UsageError as error:
+        check_datamodules()
+        if command == "train":  # before torch and Lightning are imported, which takes seconds
+            complete_flags(given)
+        import_module("wae_lightning.lightning")
+    except (UsageError, ImportError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     import_module(f"wae_lightning.cli.{command}").main(given, program)
