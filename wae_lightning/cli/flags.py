@@ -14,10 +14,21 @@ import yaml
 from wae_lightning.cli.errors import UsageError, suggest
 from wae_lightning.lightning import PACKAGE
 
-__all__ = ["CONFIGS", "IMPORT_HELP", "complete_flags", "config_file", "find_checkpoint", "list_flags"]
+__all__ = [
+    "ACCELERATORS",
+    "ACCELERATOR_HELP",
+    "CONFIGS",
+    "IMPORT_HELP",
+    "complete_flags",
+    "config_file",
+    "find_checkpoint",
+    "list_flags",
+]
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+ACCELERATOR_HELP = "where the model runs; auto, as in training: on a GPU where there is one (auto)"
 IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help")
 GROUPS = ("trainer", "checkpoint", "model", "data")

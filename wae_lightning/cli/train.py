@@ -20,6 +20,7 @@ import datamodules  # noqa: F401  its classes can be named on the command line
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.cli.device import allow_tf32
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags, find_checkpoint
 from wae_lightning.lightning import (
@@ -207,6 +208,7 @@ class Train(LightningCLI):
         if unlogged:  # a run has a folder of its own under any logger
             kwargs["default_root_dir"] = str(self.folder)
         trainer = super().instantiate_trainer(**kwargs)
+        allow_tf32(trainer.strategy.root_device)
         if unlogged and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=self.config.ckpt_path is not None)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
