@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags, find_checkpoint
+from wae_lightning.cli.resuming import check_settings, hold_folder
 from wae_lightning.lightning import (
     PACKAGE,
     Callback,
@@ -30,16 +32,16 @@ from wae_lightning.lightning import (
     LightningDataModule,
     LightningModule,
     MisconfigurationException,
-    ModelCheckpoint,
     SIGTERMException,
     TensorBoardLogger,
     TorchCheckpointIO,
     Trainer,
     seed_everything,
 )
-from wae_lightning.parts import make
+from wae_lightning.parts import make, recorded_arguments
 from wae_lightning.training.allocator import keep_freed_memory
 from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.monitored import MonitoredCheckpoint
 
 __all__ = ["Train", "main"]
 
@@ -87,8 +89,9 @@ class MonitorCheck(Callback):
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and logged and monitor not in logged and not monitor.startswith("train/"):
+                name = "--checkpoint" if isinstance(callback, MonitoredCheckpoint) else type(callback).__name__
                 raise UsageError(
-                    f"{type(callback).__name__} monitors {monitor!r}, and validation logs {', '.join(logged)}"
+                    f"{name} monitors {monitor!r}, and validation logs {', '.join(logged)}"
                     f"{suggest(monitor, logged)} (--num_sanity_val_steps 0 leaves this check out)"
                 )
 
@@ -145,8 +148,7 @@ class Train(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.filename": "best-{epoch:03d}"})
+        parser.add_lightning_class_args(MonitoredCheckpoint, "checkpoint")
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
@@ -216,20 +218,25 @@ class Train(LightningCLI):
     def train(self) -> None:
         """Fits and tests the model, and writes and prints the results."""
         if self.config.ckpt_path is not None:
-            self.check_weights(read_checkpoint(Path(self.config.ckpt_path)))
+            checkpoint = read_checkpoint(Path(self.config.ckpt_path))
+            self.check_weights(checkpoint)
+            if isinstance(self.model, WAE):
+                check_settings(checkpoint, recorded_arguments(self.model), self.config.ckpt_path)
         if isinstance(self.model, WAE):
             # it logs the first and the last step of each epoch, however short that is
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-        start, start_cpu = time.perf_counter(), time.process_time()
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-        # the same weights have the same results, also after a resume
-        seed_everything(self.config.seed_everything or 0, verbose=False)
-        metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
         log_dir = self.trainer.log_dir  # asks the first process: all of them must take part
-        if not self.trainer.is_global_zero or self.config.trainer.fast_dev_run or log_dir is None:
+        writes = self.trainer.is_global_zero and not self.config.trainer.fast_dev_run
+        folder = Path(log_dir) if writes and log_dir is not None else None
+        with hold_folder(folder) if folder else nullcontext():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+            # the same weights have the same results, also after a resume
+            seed_everything(self.config.seed_everything or 0, verbose=False)
+            metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
+        if folder is None:
             return
-        folder = Path(log_dir)
         results = {
             "config": self.config_name,
             "epochs": self.trainer.current_epoch,
