@@ -425,7 +425,7 @@ def try_cache(moments: int, chance: random.Random, folder: Path) -> list[dict[st
         here = folder / f"moment_{trial}"
         status = Run(here, build, ("cache", call)).kill(number, delay)
         record: dict[str, Any] = {
-            "phase": "cache", "call": call, "delay": round(delay, 4), "signal": number.name, "status": status,
+            "moments": [["cache", call, round(delay, 4), number.name, status]],
         }  # fmt: skip
         left = [path.name for path in (here / "cache").glob("*.tmp")]
         try:
@@ -447,7 +447,9 @@ def try_cache(moments: int, chance: random.Random, folder: Path) -> list[dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=25, help="per setting; per command, and of the cache, an eighth")
+    parser.add_argument(
+        "--runs", type=int, default=18, help="runs per setting, of which a third is killed twice; a sixth per command"
+    )
     parser.add_argument("--seed", type=int, default=0)
     names = [*SETTINGS, *COMMANDS, "celeba cache"]
     parser.add_argument("--only", choices=names, nargs="*", default=names)
@@ -458,9 +460,7 @@ def main() -> None:
     import_all(not COMMANDS.keys().isdisjoint(arguments.only))
     for name in arguments.only:
         chance = random.Random(f"{arguments.seed} {name}")
-        try_it, moments = (
-            (try_setting, arguments.moments) if name in SETTINGS else (try_command, arguments.moments // 8)
-        )
+        try_it, moments = (try_setting, arguments.runs) if name in SETTINGS else (try_command, arguments.runs // 6)
         with tempfile.TemporaryDirectory() as folder:
             if name == "celeba cache":
                 records = try_cache(moments, chance, Path(folder))
@@ -468,19 +468,21 @@ def main() -> None:
                 records = try_it(name, moments, chance, Path(folder))
         failed = [record for record in records if record["lost"] or not record["equal"]]
         report["failed"] |= {name: failed} if failed else {}
-        report["summary"][name] = {"moments": len(records)} | {
-            word: sum(record[word] for record in records) for word in ("resumed", "equal", "lost")
+        report["summary"][name] = {
+            "moments": sum(len(record["moments"]) for record in records),
+            "runs": len(records),
+            **{word: sum(record[word] for record in records) for word in ("resumed", "equal", "lost")},
         }
     rows = report["summary"].values()
     report["summary"]["all"] = {
-        word: sum(row[word] for row in rows) for word in ("moments", "resumed", "equal", "lost")
+        word: sum(row[word] for row in rows) for word in ("moments", "runs", "resumed", "equal", "lost")
     }
     rows = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in report["summary"].items()]
     text = ",\n".join(rows)
     arguments.out.write_text(
         f'{{\n "seed": {arguments.seed},\n "summary": {{\n{text}\n }},\n "failed": {json.dumps(report["failed"])}\n}}\n'
     )
-    print(f"\n{'':26} {'moments':>8} {'resumed':>8} {'equal':>8} {'lost':>8}")
+    print(f"\n{'':26} {'moments':>8} {'runs':>8} {'resumed':>8} {'equal':>8} {'lost':>8}")
     for name, counts in report["summary"].items():
         print(f"{name:26} " + " ".join(f"{count:8}" for count in counts.values()))
     sys.exit(1 if report["failed"] else 0)
