@@ -1,6 +1,7 @@
 """Going on from a checkpoint: with the same settings, alone in the folder, to the same weights, names and metrics."""
 
 import copy
+import errno
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import kill_runs
 import pytest
@@ -21,11 +23,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from wae_lightning import WAEMMD
 from wae_lightning.cli import train
-from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.errors import UsageError, explain_failure
 from wae_lightning.cli.resuming import LOCK, check_settings, hold_folder
 from wae_lightning.kernels import RBF
 from wae_lightning.parts import recorded_arguments
 from wae_lightning.penalties import MMD
+from wae_lightning.training.finite import _kept
 from wae_lightning.training.interruption import LastCheckpoint
 from wae_lightning.training.monitored import MonitoredCheckpoint
 
@@ -95,6 +98,7 @@ def test_the_command_refuses_another_learning_rate_and_leaves_the_run_as_it_is(t
 HOLDS = """
 import os, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from wae_lightning.cli.resuming import hold_folder
 with hold_folder(Path(sys.argv[1])):
     if os.fork() == 0:  # as the loader's worker processes are
@@ -187,13 +191,28 @@ def test_a_resumed_run_keeps_the_checkpoints_that_the_whole_one_keeps(tmp_path, 
     }
 
 
+def test_a_stop_says_that_a_checkpoint_is_kept_only_where_there_is_one(tmp_path):
+    def kept(best, resumed=None):
+        return _kept(SimpleNamespace(checkpoint_callbacks=[SimpleNamespace(best_model_path=best)], ckpt_path=resumed))
+
+    there = tmp_path / "last.ckpt"
+    there.touch()
+    assert [kept(""), kept(str(tmp_path / "gone.ckpt"))] == ["", ""]
+    assert [kept(str(there)), kept("", str(there))] == [f"; {there} is kept"] * 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_as_people_write_it():
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), b"runs/a/events")
+    assert explain_failure(error) == "runs/a/events: Permission denied"
+
+
 # ---- schedules, averaged weights, processes -------------------------------------------------------------------------
 
 
 class Plateaus(Scripted):
     """Counts the steps of its schedule by epoch, and gets a signal before one call of a hook."""
 
-    stepped: list[int]
+    stepped = None
     at = ("", 0)
 
     def _count(self, name):

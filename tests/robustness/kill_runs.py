@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -61,20 +62,20 @@ PICTURES = 300
 
 
 class Noise(BatchDataModule):
-    """Noise as 40 pictures of 4 x 4 pixels, or as clouds of 8 of 16 points that are turned and jittered in training."""
+    """Noise as 28 pictures of 4 x 4 pixels, or as clouds of 8 of 16 points that are turned and jittered in training."""
 
     def __init__(self, batch_size: int = 4, num_workers: int = 0, clouds: bool = False) -> None:
         super().__init__(batch_size, num_workers)
         self.clouds = clouds
 
     def setup(self, stage: str = "fit") -> None:
-        drawn, rows = torch.Generator().manual_seed(0), torch.arange(40)
+        drawn, rows = torch.Generator().manual_seed(0), torch.arange(28)
         if self.clouds:
-            points = torch.rand(40, 16, 3, generator=drawn)
+            points = torch.rand(28, 16, 3, generator=drawn)
             self.train_set: Any = PointClouds(points, rows, 8, fresh=True)
             self.val_set: Any = PointClouds(points, rows, 8, rows[::5])
         else:
-            pictures = torch.rand(40, 1, 4, 4, generator=drawn)
+            pictures = torch.rand(28, 1, 4, 4, generator=drawn)
             self.train_set = TensorRows(pictures, rows)
             self.val_set = TensorRows(pictures, rows, rows[::5])
         self.test_set = self.val_set
@@ -140,7 +141,7 @@ SETTINGS = {
     "max_epochs": Setting(
         functools.partial(perceptrons, lr_scheduler=STEPS), trainer={"max_epochs": 4}, every_n_steps=3, epochs_before=2
     ),
-    "max_steps": Setting(trainer={"max_steps": 25, "max_epochs": -1}, every_n_steps=3),
+    "max_steps": Setting(trainer={"max_steps": 17, "max_epochs": -1}, every_n_steps=3),
     "val_check_interval": Setting(trainer={"val_check_interval": 4}, every_n_steps=3),
     "two processes": Setting(every_n_steps=3, processes=2),
 }
@@ -163,7 +164,7 @@ TINY = [
 
 
 def fit(setting: Setting, resume: bool) -> None:
-    """Trains three epochs of ten steps, in the current folder, and tests, as the command line does."""
+    """Trains three epochs of seven steps, in the current folder, and tests, as the command line does."""
     flags: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 2, **setting.trainer}
     if setting.epochs_before and not resume and Path.cwd().name != "whole":
         flags["max_epochs"] = setting.epochs_before
@@ -371,6 +372,7 @@ def import_all(command: bool) -> None:
         if command:
             train.main(["--config", "mnist_wae_mmd", *COMMANDS["mnist_wae_mmd"], *TINY, "--max_epochs=1"])
         os.chdir(before)
+    gc.freeze()  # collections would make each fork copy what it shares
 
 
 def try_setting(name: str, moments: int, chance: random.Random, folder: Path) -> list[dict[str, Any]]:
