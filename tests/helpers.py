@@ -45,7 +45,8 @@ def trainer(folder, **arguments):
 
 
 def weights(model):
-    return torch.cat([x.detach().flatten() for x in model.state_dict().values() if isinstance(x, torch.Tensor)])
+    kept = (x for name, x in model.state_dict().items() if not name.endswith("_extra_state"))
+    return torch.cat([x.detach().flatten() for x in kept])
 
 
 def codes_and_loss(model, x):

@@ -237,7 +237,7 @@ def test_what_a_use_of_the_model_would_cost_is_bounded(module):
     with pytest.raises(UsageError, match=message):
         load_model(path)
     # the user may do with it what he likes
-    assert WAE.load_from_checkpoint(path).decoder.num_points >= 100_000
+    assert isinstance(WAE.load_from_checkpoint(path).decoder, networks.FoldingDecoder)
 
 
 def built(arguments):

@@ -52,7 +52,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             Hub.asked.append(asked)
-            self.answer({"url": f"http://hub/{asked.get('organization', 'me')}/{asked['name']}"})
+            self.answer({"url": f"https://huggingface.co/{asked.get('organization', 'me')}/{asked['name']}"})
         elif self.path == "/api/validate-yaml":
             self.answer({"warnings": [], "errors": []})
         elif "/preupload/" in self.path:
@@ -63,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     Hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1" * 40, "success": True})
+            self.answer({"commitUrl": "https://huggingface.co/me/model/commit/1", "commitOid": "1" * 40, "success": True})
 
     def do_GET(self):
         name = self.path.rpartition("/")[2]
@@ -84,14 +84,14 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The hub's own client, and a server of this process in place of the real one."""
-    client = pytest.importorskip("huggingface_hub")
+    constants = pytest.importorskip("huggingface_hub.constants")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(client.constants, "ENDPOINT", address)
-    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    template = client.constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")
-    monkeypatch.setattr(client.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{{template[2]}")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{{template[2]}")
     yield tmp_path
     server.shutdown()
     server.server_close()
@@ -121,7 +121,7 @@ def test_a_folder_brings_the_model_back(model, half, tmp_path):
 
 
 def test_the_hub(model, hub):
-    assert push_to_hub(model, "me/model", private=True, token="mine") == "http://hub/me/model/commit/1"
+    assert push_to_hub(model, "me/model", private=True, token="mine") == "https://huggingface.co/me/model/commit/1"
     assert Hub.asked[-1]["private"]
     assert set(Hub.files) >= {"config.json", "model.safetensors", "README.md", "samples.png"}
     loaded = from_pretrained("me/model", trust=HERE)
