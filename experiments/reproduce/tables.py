@@ -98,6 +98,7 @@ def digit_row(name: str, record: dict[str, Any]) -> list[str]:
     fitted = "fid_digits_10k_mixture_of_50_fitted_to_codes"
     quality = (over_seeds(runs, key) for key in ("fid_digits_10k", fitted, "fid_digits_reconstructions"))
     precision = [over_seeds(runs, key).split(" ")[0] for key in ("precision_digits_10k", "recall_digits_10k")]
+    precision = [NOTHING] if NOTHING in precision else precision
     seconds = whole_range(runs, "fit_cpu_seconds")
     return [name, str(record["epochs"]), batch, *quality, ", ".join(precision), seconds, str(len(runs))]
 
@@ -106,7 +107,9 @@ def digits(rows: dict[str, str]) -> str:
     header = ["model", "epochs", "batch", "prior", "50 Gaussians", "reconstructions"]
     results = load("mnist_results")
     header += ["precision, recall", "CPU s", "seeds"]
-    return markdown(header, [digit_row(name, results[key]) for name, key in rows.items()])
+    first, width = floor(), len(header)
+    real = [first[0], NOTHING, NOTHING, first[1], *[NOTHING] * (width - 4)]
+    return markdown(header, [real, *(digit_row(name, results[key]) for name, key in rows.items())])
 
 
 def longer() -> str:
@@ -125,9 +128,15 @@ def pythae() -> str:
     return markdown(["reg_weight", "epochs", "prior", "reconstructions", "CPU s"], rows)
 
 
+def floor() -> list[str]:
+    """The digits-FID of real training digits, over all draws of them."""
+    runs = [run for record in load("mnist_results").values() for run in record["runs"] if "fid_digits_floor" in run]
+    return ["*real training digits*", whole_range(runs, "fid_digits_floor", digits=2)]
+
+
 def readme() -> str:
     results = load("mnist_results")
-    rows = []
+    rows = [[*floor(), *[NOTHING] * 3]]
     for name, (key, samples) in README.items():
         runs = results[key]["runs"]
         quality = over_seeds(runs, samples), over_seeds(runs, "fid_digits_reconstructions")
@@ -296,7 +305,7 @@ TABLES = {
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     return re.sub(
-        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", lambda m: m[1] + TABLES[m[2]]() + m[3], page, flags=re.DOTALL
+        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", lambda m: m[1] + TABLES[m[2]]() + "\n" + m[3], page, flags=re.DOTALL
     )
 
 
