@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from wae_lightning.mmd import WAEMMD
     from wae_lightning.pointnet import PointNetWAE
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["WAE", "WAEGAN", "WAEMMD", "ConditionalWAE", "PointNetWAE", "__version__"]
 
