@@ -1,5 +1,6 @@
 """Sphinx: ``sphinx-build -W docs docs/_build`` builds the site."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 
+def escape_shapes_and_bars(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are written for the terminal: (B, *input) and |x| are what they look like."""
+    for i, line in enumerate(lines):
+        line = re.sub(r"(?<=, )\*(?=\w+\))", r"\*", line)
+        lines[i] = line if any(mark in line for mark in ("`", "\\", ">>>")) else line.replace("|", r"\|")
+
+
 def link_to_public_names(app: Sphinx, env: Any, node: Any, content: nodes.TextElement) -> nodes.Node | None:
     """Docstrings name where a class is defined, the API pages where one imports it from."""
     name = node.get("reftarget", "").rpartition(".")[2]
@@ -47,4 +55,5 @@ def link_to_public_names(app: Sphinx, env: Any, node: Any, content: nodes.TextEl
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", escape_shapes_and_bars, priority=100)  # before napoleon
     app.connect("missing-reference", link_to_public_names)
