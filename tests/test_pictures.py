@@ -6,9 +6,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from helpers import pl
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_base import small, trainer
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wae_lightning import WAEMMD, PointNetWAE
 from wae_lightning.callbacks import CodePictures, ImagePictures, PointCloudPictures, log_picture
 from wae_lightning.callbacks.pictures import in_unit_range, run_folder, write_png
+from wae_lightning.lightning import CSVLogger, Logger, TensorBoardLogger
 from wae_lightning.networks.pointnet import FullyConnectedDecoder
 
 IMAGES = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -34,21 +34,14 @@ class Kept(ImagePictures):
         return super().draw(model, inputs)
 
 
-class Foreign(WAEMMD):
-    """Takes batches as a dict, and has no ``inputs_of``."""
+class Named(WAEMMD):
+    """Takes batches as a dict with a name of its own for the input."""
 
-    input_key = "pixels"
-
-    def _input(self, batch):
-        return super()._input(batch["pixels"] if isinstance(batch, dict) else batch)
-
-    def _check_batch_size(self, batch): ...
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        return super().validation_step(batch, batch_idx)
+    def __init__(self, **arguments):
+        super().__init__(input_key="pixels", **arguments)
 
 
-class Inverted(Foreign):
+class Inverted(WAEMMD):
     """Says itself what the inputs of a batch are."""
 
     def inputs_of(self, batch):
@@ -70,7 +63,7 @@ def loader(kind, images=IMAGES, batch_size=3):
     [
         ("tensor", WAEMMD, IMAGES[:4]),
         ("tuple", WAEMMD, IMAGES[:4]),
-        ("dict", Foreign, IMAGES[:4]),
+        ("dict", Named, IMAGES[:4]),
         ("dict", Inverted, 1 - IMAGES[:4]),
     ],
     ids=["tensor", "tuple", "dict", "inputs_of"],
@@ -90,7 +83,7 @@ def test_of_several_validation_loaders_the_first_is_drawn(tmp_path):
     pictures, codes = Kept(columns=2), CodePictures(15)
     loaders = [loader("tuple"), loader("tuple", 1 - IMAGES[:6])]
     fitting = trainer(tmp_path, callbacks=[pictures, codes], limit_val_batches=1.0)
-    fitting.fit(small(Foreign), loader("tuple"), loaders)
+    fitting.fit(small(), loader("tuple"), loaders)
     assert torch.equal(pictures.inputs, IMAGES[:4])
     assert codes.kept()["labels"].tolist() == [*range(10), *range(5)]
 
@@ -150,7 +143,7 @@ def test_drawing_changes_neither_weights_nor_the_random_state(tmp_path):
         torch.manual_seed(0)
         model = small(Own)
         trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(model, loader("tuple"), loader("tuple"))
-        after.append([*model.state_dict().values(), torch.get_rng_state()])
+        after.append([*model.parameters(), *model.buffers(), torch.get_rng_state()])
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
 
 
@@ -239,7 +232,7 @@ def test_weights_and_biases_takes_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folders = []
     for _ in range(2):
-        logger = WandbLogger(project="digits", save_dir=tmp_path, offline=True)
+        logger = pl.loggers.WandbLogger(project="digits", save_dir=tmp_path, offline=True)
         logged = []
         log = logger.experiment.log
         monkeypatch.setattr(
@@ -262,7 +255,7 @@ def test_mlflow_takes_pictures(tmp_path):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = MLFlowLogger("digits", tracking_uri=uri, artifact_location=(tmp_path / "artifacts").as_uri())
+    logger = pl.loggers.MLFlowLogger("digits", tracking_uri=uri, artifact_location=(tmp_path / "artifacts").as_uri())
     fit_and_test(tmp_path, logger)
     files = [file.path for file in logger.experiment.list_artifacts(logger.run_id, "images")]
     names = {path.split("/")[-1].split("%")[0].split("+")[0] for path in files if path.endswith(".png")}

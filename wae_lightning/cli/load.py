@@ -18,6 +18,7 @@ from wae_lightning.checkpoints import check_description, read_checkpoint
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.lightning import LightningDataModule
 from wae_lightning.parts import build, find_class
+from wae_lightning.work import check_work
 
 __all__ = ["import_modules", "load_data", "load_model"]
 
@@ -52,10 +53,14 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> WAE:
         UsageError: If the file is not a checkpoint of one of our models, or names classes that are not trusted.
     """
     try:
-        model: WAE = WAE.load_from_checkpoint(path, trust=trust)
-        return model.eval()
+        model: WAE = WAE.load_from_checkpoint(path, weights_only=True, trust=trust)
     except ValueError as error:
         raise UsageError(str(error)[:600]) from None
+    try:
+        check_work(model, trust)
+        return model.eval()
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}"[:600]) from None
 
 
 def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) -> LightningDataModule | None:
