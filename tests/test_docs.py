@@ -1,5 +1,6 @@
-"""The documentation: it is short, its examples run, its links lead somewhere, its figures are those of the result files,
-the site builds without a warning, and everything public has a docstring.
+"""The documentation: README is short, examples run, links lead somewhere, and figures are those of the result files.
+
+The site builds without a warning, and everything public has a docstring.
 """
 
 import doctest
@@ -65,6 +66,7 @@ def test_one_version():
 
 # ---- examples, commands, links --------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("page", "number", "code"), EXAMPLES)
 def test_an_example_runs(page, number, code, tmp_path, monkeypatch):
     if "onnxruntime" in code:
@@ -78,7 +80,7 @@ def test_an_example_runs(page, number, code, tmp_path, monkeypatch):
         pytest.skip("PyTorch 2.6 exports a graph with autocast and sizes of any length, but cannot save it")
     monkeypatch.chdir(tmp_path)
     # what takes a minute of a reader's time takes two steps here
-    steps = "limit_train_batches=2, limit_val_batches=1, accelerator='cpu', enable_progress_bar=False, num_sanity_val_steps=0"
+    steps = "limit_train_batches=2, limit_val_batches=1, accelerator='cpu', enable_progress_bar=False"
     code = code.replace("Trainer(max_epochs=20)", f"Trainer(max_epochs=1, {steps})")
     name = f"{page.name}, example {number}"
     if ">>>" in code:
@@ -153,7 +155,7 @@ def test_seeds_are_averaged_and_lengths_looked_up(tmp_path, monkeypatch):
     (folder / "kill_runs.json").write_text('{"summary": {"x": {"moments": 3, "resumed": 2, "equal": 1, "lost": 1}}}')
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     page = "before\n<!-- table: kills -->\nold\n<!-- end -->\nafter"
-    rows = "| what was killed | moments | resumed | equal | lost |\n| --- | --- | --- | --- | --- |\n| `x` | 3 | 2 | 1 | 1 |\n"
+    rows = "| what was killed | moments | resumed | equal | lost |\n" + "| --- " * 5 + "|\n| `x` | 3 | 2 | 1 | 1 |\n"
     assert tables.filled(page) == f"before\n<!-- table: kills -->\n{rows}\n<!-- end -->\nafter"
 
 
@@ -176,7 +178,17 @@ def test_a_tutorial_was_run_as_it_stands(notebook):
 def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_path):
     for module in ("sphinx", "furo", "myst_nb"):
         pytest.importorskip(module)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "-d",
+        str(tmp_path / "trees"),
+        str(DOCS),
+        str(tmp_path / "site"),
+    ]
     built = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]

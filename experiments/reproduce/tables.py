@@ -164,7 +164,9 @@ def stability() -> str:
     for name, key in STABILITY.items():
         runs = load("mnist_results")[f"WAE-GAN stability: {key}, 1 epochs"]["runs"]
         spread = whole_range(runs, "test_codes_smallest_std_ratio", "test_codes_largest_std_ratio", digits=2)
-        rows.append([name, over_seeds(runs, "fid_digits_10k", 0), over_seeds(runs, "test_codes_largest_mean_error"), spread])
+        rows.append(
+            [name, over_seeds(runs, "fid_digits_10k", 0), over_seeds(runs, "test_codes_largest_mean_error"), spread]
+        )
     return markdown(["change", "digits-FID", "largest absolute mean", "standard deviations"], rows)
 
 
@@ -178,11 +180,14 @@ def emoji() -> str:
     for name in ("wae_mmd", "wae_gan"):
         row = load(f"emoji_{name}")
         rows.append([f"`celeba_{name}`", *(number(row[key], digits) for key, digits in keys)])
-    return markdown(["config", "PSNR", "SSIM", "sharpness of samples", "of reconstructions", "of real pictures", "CPU s"], rows)
+    return markdown(
+        ["config", "PSNR", "SSIM", "sharpness of samples", "of reconstructions", "of real pictures", "CPU s"], rows
+    )
 
 
 COMPLETIONS = {
-    "PSNR, mean of 10": ("psnr_of_mean", 1, 1), "PSNR, best of 10": ("psnr_best", 1, 1), "agreement %": ("agreement", 1, 100),
+    "PSNR, mean of 10": ("psnr_of_mean", 1, 1), "PSNR, best of 10": ("psnr_best", 1, 1),
+    "agreement %": ("agreement", 1, 100),
     "label entropy": ("label_entropy", 3, 1), "diversity": ("diversity", 2, 1), "-ELBO": ("negative_elbo", 1, 1),
     "NLL": ("nll", 1, 1), "HSIC / null": ("hsic_over_null", 2, 1), "FID": ("fid", 1, 1),
 }  # fmt: skip
@@ -222,7 +227,8 @@ RECONSTRUCTION = {
     "SVM, untrained encoder": ("linear SVM on codes, encoder untrained", 3, 1),
 }  # fmt: skip
 SAMPLES = {
-    "1-NNA": ("1-NNA-CD", 2, 1), "samples' half": ("1-NNA-CD, samples' half", 2, 1), "real half": ("1-NNA-CD, real half", 2, 1),
+    "1-NNA": ("1-NNA-CD", 2, 1), "samples' half": ("1-NNA-CD, samples' half", 2, 1),
+    "real half": ("1-NNA-CD, real half", 2, 1),
     "coverage": ("COV-CD", 2, 1), "MMD-CD ×10³": ("MMD-CD x1e3", 1, 1),
     "to the nearest training cloud ×10³": ("CD to the nearest training cloud x1e3", 1, 1), "JSD": ("JSD", 3, 1),
 }  # fmt: skip
@@ -270,9 +276,12 @@ def parts() -> str:
     rows.append(["Chamfer distance, 32 clouds of 2,048 points", f"{chamfer['ours']['s']:.2f} s",
                  f"full matrix: {full['times_as_long']:.0f} times as long"])  # fmt: skip
     for name, other in (("MNIST", "torchvision, 0 workers"), ("CelebA in memory", "torchvision, 0 workers"),
-                        ("CelebA from disk", "torchvision, 0 workers"), ("ModelNet40 hdf5", "cloud by cloud, 0 workers")):  # fmt: skip
+                        ("CelebA from disk", "torchvision, 0 workers"),
+                        ("ModelNet40 hdf5", "cloud by cloud, 0 workers")):  # fmt: skip
         times = loaders[f"{name}, {other}"]["ours is faster by"]
-        rows.append([f"loader: {name}", f"{loaders[name]['examples/s']:.0f} / s", f"{other}: {times:.0f} times as long"])
+        rows.append(
+            [f"loader: {name}", f"{loaders[name]['examples/s']:.0f} / s", f"{other}: {times:.0f} times as long"]
+        )
     rows.append(["samples of `mnist_wae_mmd`", f"{found['sampling']['mnist_wae_mmd']['images/s']:.0f} / s", NOTHING])
     rows.append(["`train.py`, command to first step", f"{start['train.py, first step']['s']:.1f} s",
                  f"`import pytorch_lightning` alone: {start['import pytorch_lightning']['s']:.1f} s"])  # fmt: skip
@@ -294,7 +303,8 @@ def fuzz() -> str:
 TABLES = {
     "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "emoji": emoji,
-    "completions of the lower half": lambda: completions("top"), "completions of the right half": lambda: completions("left"),
+    "completions of the lower half": lambda: completions("top"),
+    "completions of the right half": lambda: completions("left"),
     "quadrants": quadrants, "dependence": dependence,
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
@@ -305,7 +315,10 @@ TABLES = {
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     return re.sub(
-        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", lambda m: m[1] + TABLES[m[2]]() + "\n" + m[3], page, flags=re.DOTALL
+        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)",
+        lambda m: m[1] + TABLES[m[2]]() + "\n" + m[3],
+        page,
+        flags=re.DOTALL,
     )
 
 
