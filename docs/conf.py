@@ -19,6 +19,7 @@ release = version = wae_lightning.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_nb"]
 exclude_patterns = ["_build"]
+highlight_language = "text"  # of blocks that name none: commands
 html_theme = "furo"
 html_title = f"wae-lightning {release}"
 html_show_sphinx = False
