@@ -168,7 +168,8 @@ def _neighbors_by_matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         # by differences: |x|² - 2xy + |y|² would lose small distances to rounding, and to TF32 on a GPU
         distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
         for axis in (1, 2):
-            distances += (x[:, :, None, axis] - y[:, None, :, axis]).square_()
+            difference = x[:, :, None, axis] - y[:, None, :, axis]
+            distances.addcmul_(difference, difference)
         found.append((distances.argmin(2), distances.argmin(1)))
     return torch.cat([to_b for to_b, _ in found]), torch.cat([to_a for _, to_a in found])
 

@@ -75,7 +75,8 @@ class PointNetWAE(WAE):
             is not trained. So the latest codes are assigned to as many fresh draws from the prior by exact optimal
             transport (least total squared distance); for this share of the batch, the decoder takes a point drawn
             uniformly from the line between code and partner, and answers for the code's own point set. The partners
-            of all codes follow the prior. (The assignment is computed on the CPU: about 20 ms for 512 codes.)
+            of all codes follow the prior. (The assignment is computed on the CPU, and a GPU waits for it in
+            each step: about 20 ms for 512 codes.)
         coupling_weight: Weight of the mean squared distance per dimension between codes and partners in the loss.
         coupled_codes: How many of the latest codes are assigned together, at least 1.
         orthogonality_weight: Weight of the encoder's departure from orthogonal feature transforms in the loss; without

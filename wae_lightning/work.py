@@ -26,11 +26,11 @@ class _TooMuchError(BaseException):
     """Stops a network, whatever it catches."""
 
 
-class _Outputs(TorchDispatchMode):
+class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes that the operations of a network put out."""
 
     def __init__(self, bounded: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bounded = bounded
         self.largest = self.sum = self.pooled = 0
 

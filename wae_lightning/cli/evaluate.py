@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
+from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint
 
 __all__ = ["main"]
 
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser.add_argument("--features", choices=("auto", "digits", "inception"), default="auto", help="see above (auto)")
     parser.add_argument("--inception_weights", type=Path, help="file of torch-fidelity's Inception weights")
     parser.add_argument("--classifier", type=Path, help="file of the judge of point clouds; trained if left out")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known, rest = parser.parse_known_args(arguments)
@@ -73,15 +74,18 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
 def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namespace) -> list[dict[str, float]]:
     """Measures each checkpoint."""
     # they bring torch and Lightning, which take seconds: a mistake on the command line is answered before
+    from wae_lightning.cli.device import choose_device
     from wae_lightning.cli.load import import_modules, load_data, load_model
     from wae_lightning.evaluation import evaluate
 
     # torchmetrics says that it keeps features in memory: a few megabytes
     warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
     import_modules(known.modules)
+    device = choose_device(known.accelerator)
     options = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
     return [
-        evaluate(load_model(path, known.modules), load_data(path, overrides, known.modules), *options) for path in paths
+        evaluate(load_model(path, known.modules).to(device), load_data(path, overrides, known.modules), *options)
+        for path in paths
     ]
 
 

@@ -16,6 +16,8 @@ from wae_lightning.cli.errors import UsageError, suggest
 from wae_lightning.lightning import PACKAGE
 
 __all__ = [
+    "ACCELERATORS",
+    "ACCELERATOR_HELP",
     "CONFIGS",
     "IMPORT_HELP",
     "complete_flags",
@@ -27,6 +29,8 @@ __all__ = [
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
+ACCELERATORS = ("auto", "cpu", "gpu", "mps")
+ACCELERATOR_HELP = "where the model runs; auto, as in training: on a GPU where there is one (auto)"
 IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help", "help_all", "list")
 LINE = 96  # letters of a line of the terminal

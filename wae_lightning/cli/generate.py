@@ -36,8 +36,9 @@ from datamodules.pictures import read_picture
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import draw_point_sets
 from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.cli.device import choose_device
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
+from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint
 from wae_lightning.cli.load import import_modules, load_model
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.work import codes_at_once
@@ -144,8 +145,9 @@ def read_inputs(paths: list[Path], ckpt: Path, model: WAE, shape: tuple[int, ...
 
 
 @torch.no_grad()
-def apply_in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
-    return torch.cat([function(part) for part in torch.split(x, size)])
+def apply_in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int, device: torch.device) -> Tensor:
+    """Applies what runs on a device; arguments and results lie on the CPU."""
+    return torch.cat([function(part.to(device)).cpu() for part in torch.split(x, size)])
 
 
 def lay_out(samples: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     if isinstance(model, ConditionalWAE):
         if what not in ("completion", "reconstruction"):
             raise UsageError(f"--what {what}: a conditional model needs --what completion and --inputs")
-        images = read_inputs(inputs, arguments.ckpt, model, model.parts.image_shape)
+        images = read_inputs(inputs, arguments.ckpt, model, model.parts.image_shape).to(model.device)
         x, y = model.parts.split(images)
         if what == "reconstruction":
             return torch.stack([images, model.join(x, model(x, y))])
@@ -189,11 +191,15 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     shape = tuple(model.sample(1).shape[1:])
     if what == "reconstruction":
         x = read_inputs(inputs, arguments.ckpt, model, shape)
-        pair = x, apply_in_batches(model, x, size)
+        pair = x, apply_in_batches(model, x, size, model.device)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
         raise UsageError(f"--inputs: the model puts out {shape[0]} points, the inputs have {x.shape[1]}")
-    z = apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape), size) if inputs else None
+    z = (
+        apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape), size, model.device)
+        if inputs
+        else None
+    )
     if what == "interpolation":
         z = sampler.sample(arguments.num_samples, generator) if z is None else z
         if len(z) < 2:
@@ -205,9 +211,9 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
         way = torch.linspace(-2, 2, arguments.steps) * model.prior.scale
         for dimension in range(model.latent_dim):
             rows[dimension, :, dimension] = way
-        decoded = apply_in_batches(model.decode, rows.flatten(0, 1), size)
+        decoded = apply_in_batches(model.decode, rows.flatten(0, 1), size, model.device)
         return decoded.reshape(*rows.shape[:2], *decoded.shape[1:])
-    return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator), size))
+    return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator), size, model.device))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -302,6 +308,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
     parser.add_argument("--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="file or folder to write (samples.png)")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
@@ -309,7 +316,8 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     try:
         import_modules(known.modules)
         known.ckpt = find_checkpoint(known.ckpt)
-        rows = draw(load_model(known.ckpt, known.modules), known.what, known.inputs, known).float().cpu()
+        model = load_model(known.ckpt, known.modules).to(choose_device(known.accelerator))
+        rows = draw(model, known.what, known.inputs, known).float().cpu()
         write(rows, known.what, known.out)
     except (FileNotFoundError, ValueError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ from wae_lightning import WAE
 from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.config import link_typed
+from wae_lightning.cli.device import allow_tf32
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.runs import (
@@ -245,6 +246,7 @@ class Train(LightningCLI):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")
+        allow_tf32(trainer.strategy.root_device)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -356,10 +358,10 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
         # the other processes would wait for this one
         for process in getattr(cli.trainer.strategy.launcher, "procs", []) if cli else []:
             process.kill()
-        sentence = explain_failure(error, getattr(getattr(cli, "datamodule", None), "batch_size", None))
-        if sentence is None:
+        failure = explain_failure(error, getattr(getattr(cli, "datamodule", None), "batch_size", None))
+        if failure is None:
             raise
-        print(f"{program}: error: {sentence}", file=sys.stderr)
+        print(f"{program}: error: {failure}", file=sys.stderr)
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -144,8 +144,9 @@ def compare_reconstructions(
 
 
 @torch.no_grad()
-def apply_in_batches(function: Callable[[Tensor], Tensor], clouds: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in torch.split(clouds, 64)])
+def apply_in_batches(function: Callable[[Tensor], Tensor], clouds: Tensor, device: torch.device | str) -> Tensor:
+    """Applies what runs on a device; arguments and results lie on the CPU."""
+    return torch.cat([function(part.to(device)).cpu() for part in torch.split(clouds, 64)])
 
 
 def turn_randomly(clouds: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def turn_randomly(clouds: Tensor) -> Tensor:
     return clouds @ turn
 
 
-def measure_svm_accuracy(encode: Any, data: Any, turn: bool = False) -> float:
+def measure_svm_accuracy(encode: Any, data: Any, turn: bool = False, device: torch.device | str = "cpu") -> float:
     """Linear SVM on the codes of the first ``num_points`` points of each cloud, C = 1, standardised features.
 
     With ``turn`` the test clouds are turned at random, and the training clouds are not.
@@ -167,7 +168,7 @@ def measure_svm_accuracy(encode: Any, data: Any, turn: bool = False) -> float:
     for part, train in ((data.train_set, True), (data.test_set, False)):
         clouds = part.points[:, : data.num_points]
         clouds = turn_randomly(clouds) if turn and not train else clouds
-        metric.update(apply_in_batches(encode, clouds), part.labels, train=train)
+        metric.update(apply_in_batches(encode, clouds, device), part.labels, train=train)
     return float(metric.compute())
 
 
@@ -176,33 +177,37 @@ def measure_model(model: PointNetWAE, data: Any, classifier: PointNetClassifier,
     generator = torch.Generator().manual_seed(0)
     train, test = data.train_set.points, data.test_set.points
     target, labels = test[:, : data.num_points], data.test_set.labels
-    n = len(test)
-    row: dict[str, Any] = compare_reconstructions(target, apply_in_batches(model, target), labels, classifier)
+    n, device = len(test), model.device
+    row: dict[str, Any] = compare_reconstructions(target, apply_in_batches(model, target, device), labels, classifier)
     # the encoder's own codes: what a flow does to them afterwards serves the samples
     flow, model.flow = model.flow, None
-    row["linear SVM on codes"] = measure_svm_accuracy(model.encode, data)
+    row["linear SVM on codes"] = measure_svm_accuracy(model.encode, data, device=device)
     if isinstance(model.encoder, PointNetEncoder):
         torch.manual_seed(0)
         layers = [layer for layer in model.encoder.points.mlp if isinstance(layer, torch.nn.Linear)]
         hidden = [layer.out_features for layer in model.encoder.output if isinstance(layer, torch.nn.Linear)][:-1]
         untrained = PointNetEncoder(model.latent_dim, [layer.out_features for layer in layers], hidden).eval()
-        row["linear SVM on codes, encoder untrained"] = measure_svm_accuracy(untrained, data)
-    row["linear SVM on codes of turned test clouds"] = measure_svm_accuracy(model.encode, data, turn=True)
+        row["linear SVM on codes, encoder untrained"] = measure_svm_accuracy(untrained.to(device), data, device=device)
+    row["linear SVM on codes of turned test clouds"] = measure_svm_accuracy(
+        model.encode, data, turn=True, device=device
+    )
     trained_with, model.invariance = model.invariance, ("rotation",)
-    row["the same, invariance=[rotation] switched on"] = measure_svm_accuracy(model.encode, data, turn=True)
+    row["the same, invariance=[rotation] switched on"] = measure_svm_accuracy(
+        model.encode, data, turn=True, device=device
+    )
     model.invariance = trained_with
     model.flow = flow
     if flow is not None:
-        row["linear SVM on z, behind the flow"] = measure_svm_accuracy(model.encode, data)
+        row["linear SVM on z, behind the flow"] = measure_svm_accuracy(model.encode, data, device=device)
     with torch.no_grad():
-        samples = model.decode(model.prior.sample(n, generator))
+        samples = apply_in_batches(model.decode, model.prior.sample(n, generator), device)
         row["prior"] = compare_sets(samples, test, train)
-        codes = apply_in_batches(model.encode, train[:, : data.num_points])
+        codes = apply_in_batches(model.encode, train[:, : data.num_points], device)
         row["codes: mean square per dimension"] = float(codes.square().mean())
         for components in fitted:
             z = MixtureSampler(codes, components, reg_covar=1e-3).sample(n, generator)
             name = "Gaussian fitted to the codes" if components == 1 else f"mixture of {components} fitted to the codes"
-            row[name] = compare_sets(model.decode(z), test, train)
+            row[name] = compare_sets(apply_in_batches(model.decode, z, device), test, train)
     return row
 
 

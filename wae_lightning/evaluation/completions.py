@@ -58,6 +58,8 @@ def evaluate_completions(model: ConditionalWAE, data: Any, seed: int) -> dict[st
     data.setup("fit")
     if getattr(data, "content", None) == "digits":
         model.label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(
+        accelerator=model.device.type, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     (measured,) = trainer.test(model, data, verbose=False)
     return {name.removeprefix("test/"): float(value) for name, value in measured.items()}

@@ -105,8 +105,8 @@ def choose_features(
 
 @torch.no_grad()
 def extract_features(batches: Iterable[Tensor], extractor: nn.Module) -> Tensor:
-    """Features in float64, (n, d)."""
-    return torch.cat([extractor(batch).double() for batch in batches])
+    """Features in float64, (n, d), on the CPU, where they are compared."""
+    return torch.cat([extractor(batch).cpu().double() for batch in batches])
 
 
 def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
@@ -125,19 +125,19 @@ def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
     }
 
 
-def read_test_images(data: Any) -> Iterator[Tensor]:
+def read_test_images(data: Any, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """The images of the test set, in float batches."""
     for batch in data.test_dataloader():
-        yield data.on_after_batch_transfer(batch, 0)[0]
+        yield data.on_after_batch_transfer(batch, 0)[0].to(device)
 
 
-def read_training_images(data: Any, count: int) -> Iterator[Tensor]:
+def read_training_images(data: Any, count: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """``count`` images of the training set (all of them, if there are fewer), in float batches."""
     for batch in data.train_dataloader():
         images = data.on_after_batch_transfer(batch, 0)[0][:count]
         count -= len(images)
         if len(images):
-            yield images
+            yield images.to(device)
         if count <= 0:
             return
 
@@ -157,7 +157,7 @@ def evaluate_images(
     """Measures a model of images.
 
     Args:
-        model: The model, in evaluation mode.
+        model: The model, in evaluation mode; networks run on its device, the measures are computed on the CPU.
         data: Its data module. None: only what needs no data is measured.
         num_samples: How many samples are drawn, at least 2.
         seed: Seed of the samples.
@@ -174,7 +174,9 @@ def evaluate_images(
     if data is None:
         with torch.no_grad():
             sharpness = measure_sharpness(model.sample(n, generator) for n in sizes)
-            return {"sharpness_samples": sharpness} | compare_with_prior("training", model.training_codes(), model)
+            return {"sharpness_samples": sharpness} | compare_with_prior(
+                "training", model.training_codes().cpu(), model
+            )
     batch_size = getattr(data, "batch_size", None)
     data.batch_size = BATCH
     try:
@@ -186,7 +188,7 @@ def evaluate_images(
         name, extractor = choose_features(features, shape, inception_weights, getattr(data, "content", None))
         results = {}
         if name is not None and extractor is not None:
-            results = compare_samples(model, data, codes, name, extractor, sizes, seed, generator)
+            results = compare_samples(model, data, codes, name, extractor.to(model.device), sizes, seed, generator)
         return results | compare_with_data(model, data, codes, sizes, generator)
     finally:
         data.batch_size = batch_size
@@ -196,14 +198,14 @@ def measure_sharpness(batches: Iterable[Tensor]) -> float:
     """Mean sharpness of images that come in batches."""
     metric = Sharpness()
     for batch in batches:
-        metric.update(batch)
+        metric.to(batch.device).update(batch)
     return float(metric.compute())
 
 
 @torch.no_grad()
 def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
     """Random codes of ``count`` training images, (n, d)."""
-    return torch.cat([model.encode(images, noise=True) for images in read_training_images(data, count)])
+    return torch.cat([model.encode(x, noise=True).cpu() for x in read_training_images(data, count, model.device)])
 
 
 @torch.no_grad()
@@ -218,7 +220,7 @@ def compare_samples(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Compares samples, reconstructions and training images with the test images, by their features."""
-    real = extract_features(read_test_images(data), extractor)
+    real = extract_features(read_test_images(data, model.device), extractor)
     samplers: dict[str, Any] = {"": model.prior}
     for components in MIXTURES:
         if components > len(codes):
@@ -232,10 +234,10 @@ def compare_samples(
         samples = extract_features((model.decode(sampler.sample(n, generator)) for n in sizes), extractor)
         for measure, value in compare(real, samples).items():
             results[f"{measure}_{name}_{format_count(sum(sizes))}{suffix}"] = value
-    reconstructions = extract_features((model(images) for images in read_test_images(data)), extractor)
+    reconstructions = extract_features((model(images) for images in read_test_images(data, model.device)), extractor)
     results[f"fid_{name}_reconstructions"] = compare(real, reconstructions)["fid"]
     torch.manual_seed(seed)  # the floor is that of the same training images for every model
-    floor = compare(real, extract_features(read_training_images(data, sum(sizes)), extractor))
+    floor = compare(real, extract_features(read_training_images(data, sum(sizes), model.device), extractor))
     return results | {f"{measure}_{name}_floor": value for measure, value in floor.items()}
 
 
@@ -244,11 +246,11 @@ def compare_with_data(
     model: WAE, data: Any, training_codes: Tensor, sizes: list[int], generator: torch.Generator
 ) -> dict[str, float]:
     """Reconstructions of the test images, sharpness, and codes against the prior."""
-    psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean")
-    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+    psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean").to(model.device)
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(model.device)
     codes = []
-    for images in read_test_images(data):
-        codes.append(model.encode(images, noise=True))
+    for images in read_test_images(data, model.device):
+        codes.append(model.encode(images, noise=True).cpu())
         reconstructions = model(images)
         psnr.update(reconstructions, images)
         ssim.update(reconstructions, images)
@@ -256,7 +258,7 @@ def compare_with_data(
     similarity: Any = ssim.compute()
     results = {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
     results["sharpness_samples"] = measure_sharpness(model.sample(n, generator) for n in sizes)
-    results["sharpness_reconstructions"] = measure_sharpness(model(images) for images in read_test_images(data))
+    results["sharpness_reconstructions"] = measure_sharpness(model(x) for x in read_test_images(data, model.device))
     results["sharpness_real"] = measure_sharpness(read_test_images(data))
     for part, z in (("training", training_codes), ("test", torch.cat(codes))):
         results |= compare_with_prior(part, z, model)

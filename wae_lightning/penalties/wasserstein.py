@@ -92,7 +92,7 @@ class MaxSlicedWasserstein(SlicedWasserstein):
         with torch.inference_mode(False), torch.enable_grad():
             fixed, fixed_prior = z.detach().clone(), z_prior.detach().clone()
             directions = _random_directions(fixed, self.projections)
-            worst = directions[:, [int(_in_one_dimension(fixed, fixed_prior, directions).argmax())]]
+            worst = directions.index_select(1, _in_one_dimension(fixed, fixed_prior, directions).argmax().view(1))
             for _ in range(self.steps):
                 worst = worst.detach().requires_grad_()
                 (gradient,) = torch.autograd.grad(_in_one_dimension(fixed, fixed_prior, worst).sum(), worst)

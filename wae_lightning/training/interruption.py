@@ -96,7 +96,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         path = str(Path(trainer.strategy.broadcast(folder)) / "last.ckpt")
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)  # what a callback of the user adds may be any object
         self.best_model_path = path
         self._saved_at = trainer.global_step
 

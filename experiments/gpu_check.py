@@ -1,0 +1,425 @@
+"""Checks everything on one NVIDIA GPU, correctness first, then speed: ``python experiments/gpu_check.py``.
+
+Each part is a process with a time limit, and one that fails is a row like the others. The JSON file is written after
+each part; the last lines are the table. ``--device cpu --quick`` shows that the check itself runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from reproduce.records import EXPERIMENTS, write_json
+
+MARK = "RESULT "
+VALUE_ERROR, GRADIENT_ERROR = 1e-3, 1e-2
+"""Largest relative errors, against float64, of a part that is right."""
+
+# ---- parts, each in a process of its own: functions of the device and of what follows the part's name ----------------
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What is here, and how fast bytes and launches are."""
+    import torch
+    from benchmark import machine as described
+    from benchmarks.turns import Options, median, seconds_of
+
+    found = described(Options(torch.device(device)))
+    if device == "cpu":
+        return found
+    x, host = torch.empty(2**30, dtype=torch.uint8, device=device), torch.empty(2**28, dtype=torch.uint8)
+    y, pinned, small = torch.empty_like(x), host.pin_memory(), torch.zeros(1, device=device)
+    actions = {
+        "copy, GB/s": (2 * x.nbytes / 1e9, lambda: y.copy_(x)),
+        "host to device, GB/s": (host.nbytes / 1e9, lambda: y[: len(host)].copy_(host)),
+        "the same, pinned": (host.nbytes / 1e9, lambda: y[: len(host)].copy_(pinned)),
+        "launches, thousand/s": (1.0, lambda: [small.add_(1) for _ in range(1000)]),
+    }
+    for name, (amount, action) in actions.items():
+        action()
+        found[name] = amount / median([seconds_of(action, torch.device(device)) for _ in range(5)])
+    return found
+
+
+def parts(device: str) -> dict[str, Any]:
+    """Relative errors of each penalty, cost, flow, noise and prior, and of its gradient, against float64 on the CPU."""
+    import torch
+
+    from wae_lightning import costs, kernels, networks, penalties, priors
+
+    rows: dict[str, Any] = {}
+    prior = priors.Normal(16)
+    z, z_prior = 0.7 * torch.randn(200, 16) + 0.3, torch.randn(200, 16)
+    x, y = torch.rand(2, 4, 200, 3)
+
+    def compare(name: str, part: Any, run: Any, *inputs: Any) -> None:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            found = []
+            for where, dtype in (("cpu", torch.float64), (device, torch.float32)):
+                part.to(where, dtype)
+                given = [value.clone().to(where, dtype).requires_grad_() for value in inputs]
+                torch.manual_seed(0)
+                values = run(part)(*given)
+                gradients = torch.autograd.grad(values.sum(), given, allow_unused=True)
+                found.append([tensor.double().cpu() for tensor in (values, *gradients) if tensor is not None])
+            errors = [float((a - b).norm() / a.norm().clamp(min=1e-9)) for a, b in zip(*found, strict=True)]
+            row = {"value": errors[0], "gradient": max(errors[1:], default=0.0)}
+            # factors of a backward product may be rounded to TF32, and what is drawn on a device differs
+            wrong = errors[0] > VALUE_ERROR or (precision == "highest" and row["gradient"] > GRADIENT_ERROR)
+            rows[name + ", TF32 allowed" * (precision == "high")] = row | ({"FAILED": "not exact"} if wrong else {})
+        torch.set_float32_matmul_precision("highest")
+
+    def attempt(name: str, make: Any, run: Any, *inputs: Any) -> None:
+        try:
+            part = make()
+            if isinstance(part, penalties.Penalty):
+                part.set_prior(prior)
+            compare(name, part, run, *inputs)
+        except ImportError as error:
+            rows[name] = {"left out": str(error)[:80]}
+        except Exception as error:
+            rows[name] = {"FAILED": f"{type(error).__name__}: {str(error)[:200]}"}
+
+    # the first two draw other directions on another device
+    left_out = ("SlicedWasserstein", "MaxSlicedWasserstein", "NoPenalty", "Penalty")
+    for name in penalties.__all__:
+        cls = getattr(penalties, name)
+        if not (isinstance(cls, type) and issubclass(cls, penalties.Penalty)) or name in left_out:
+            continue
+        arguments = {"dataset_size": 1000} if name == "MMDPlusPlus" else {}
+        attempt(name, lambda cls=cls, arguments=arguments: cls(**arguments), lambda p: p, z, z_prior)
+    for kernel in ("RBF", "Laplacian"):
+        attempt(f"MMD, {kernel}", lambda k=kernel: penalties.MMD(getattr(kernels, k)()), lambda p: p, z, z_prior)
+    for name in costs.__all__:
+        if name[0].isupper() and name != "Cost":
+            attempt(name, getattr(costs, name), lambda cost: cost, x, y)
+    attempt(
+        "ChamferDistance of near clouds", costs.ChamferDistance, lambda cost: cost, x, x + 0.01 * torch.randn(x.shape)
+    )
+    for flow in (networks.MixtureFlow(16, 100), networks.CouplingFlow(16)):
+        with torch.no_grad():
+            for parameter in flow.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        name = type(flow).__name__
+        attempt(f"{name}.log_prob", lambda flow=flow: flow, lambda f: f.log_prob, z)
+        attempt(f"{name}.forward", lambda flow=flow: flow, lambda f: lambda z: f(z)[0], z)
+        attempt(f"{name}.inverse", lambda flow=flow: flow, lambda f: f.inverse, z_prior)
+    for one in (priors.Normal(8), priors.Uniform(8), priors.Sphere(8)):
+        drawn = one.sample(20_000, device=device)
+        squared = float((drawn[:10_000] - drawn[10_000:]).square().sum(1).mean())
+        same = torch.equal(
+            one.sample(4, torch.Generator().manual_seed(0), device).cpu(),
+            one.sample(4, torch.Generator().manual_seed(0)),
+        )
+        error = abs(squared / one.expected_squared_distance - 1)
+        rows[f"prior {type(one).__name__}"] = {"moment": error} | (
+            {} if same and error < 0.05 else {"FAILED": "wrong draws"}
+        )
+    bad = [name for name, row in rows.items() if "FAILED" in row]
+    return {"rows": rows} | ({"FAILED": f"{', '.join(bad)}"} if bad else {})
+
+
+def _fit(device: str, config: str, *flags: str, callbacks: tuple[Any, ...] = ()) -> Any:
+    from benchmarks.training import quietly
+
+    from wae_lightning.cli.flags import complete_flags
+    from wae_lightning.cli.train import Train
+
+    flags = (f"--config={config}", f"--accelerator={device}", "--devices=1", "--enable_model_summary=false", *flags)
+    with quietly():
+        cli = Train(*complete_flags([*flags, "--limit_val_batches=0"]))
+        cli.trainer.callbacks[:0] = callbacks
+        cli.trainer.fit(cli.model, cli.datamodule)
+    return cli
+
+
+def waits(device: str, config: str, *flags: str) -> dict[str, Any]:
+    """Calls in a training step that wait for the device, as PyTorch notes them, and kernels or operators in a step."""
+    import torch
+
+    from wae_lightning.lightning import Callback
+
+    first, last, seen = 3, 7, []
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] * (device == "cuda")
+    profiler = torch.profiler.profile(activities=activities)
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == first and device == "cuda":
+                self.caught = warnings.catch_warnings(record=True)
+                seen.append(self.caught.__enter__())
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+            elif batch_idx == last:
+                if device == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+                    self.caught.__exit__(None, None, None)
+                    torch.cuda.synchronize()
+                profiler.start()
+            elif batch_idx == 2 * last - first:
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                profiler.stop()
+
+    steps = last - first
+    _fit(device, config, "--max_epochs=1", f"--limit_train_batches={2 * last}", *flags, callbacks=(Watch(),))
+    counts: dict[str, float] = {}
+    for warning in (w for caught in seen for w in caught if "synchroniz" in str(w.message)):
+        place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
+        counts[place] = counts.get(place, 0) + 1 / steps
+    events = profiler.events()
+    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    row = {
+        "waits per step": counts,
+        "operators per step": sum(event.name.startswith("aten::") for event in events) / steps,
+        "kernels per step": len(on_gpu) / steps,
+        "GPU ms per step": sum(event.time_range.elapsed_us() for event in on_gpu) / 1e3 / steps,
+    }
+    return row | ({"FAILED": "a training step waits for the device"} if counts else {})
+
+
+def speed(device: str, config: str, *flags: str) -> dict[str, Any]:
+    """Examples per second through Lightning, after warm-up."""
+    import torch
+    from benchmarks.competitors import StepTimer
+    from benchmarks.turns import median
+
+    timer = StepTimer(torch.device(device))
+    steps = 12 if "--quick" in flags else 40
+    flags = tuple(flag for flag in flags if flag != "--quick")
+    cli = _fit(device, config, "--max_epochs=4", f"--limit_train_batches={steps}", *flags, callbacks=(timer,))
+    row = {
+        "examples/s": cli.datamodule.batch_size / median(timer.times[1:]),
+        "ms per step": 1e3 * median(timer.times[1:]),
+    }
+    return row | ({"peak GB": torch.cuda.max_memory_allocated() / 1e9} if device == "cuda" else {})
+
+
+def benchmark(device: str, section: str, *flags: str) -> dict[str, Any]:
+    """A section of benchmark.py: against a bare loop, matrix products, other forms of MMD and Chamfer."""
+    from benchmark import main
+
+    out = Path(f"{section}.json").resolve()
+    main([f"--sections={section}", f"--device={device}", f"--out={out}", *flags])
+    return dict(json.loads(out.read_text())[section])
+
+
+PARTS = {part.__name__: part for part in (machine, parts, waits, speed, benchmark)}
+
+# ---- runs of the programs --------------------------------------------------------------------------------------------
+
+
+def make_celeba(folder: Path, count: int = 400) -> None:
+    """Noise in CelebA's layout: for loaders and networks it is as good as faces."""
+    import numpy as np
+    from PIL import Image
+
+    pictures = folder / "celeba" / "img_align_celeba"
+    pictures.mkdir(parents=True)
+    names = [f"{i + 1:06d}.jpg" for i in range(count)]
+    draw = np.random.default_rng(0)
+    for name in names:
+        Image.fromarray(draw.integers(0, 256, (27, 22, 3), dtype=np.uint8)).resize((178, 218)).save(pictures / name)
+    header = f"{count}\n{' '.join(f'a{i}' for i in range(40))}\n"
+    rows = "".join(f"{name} {' '.join(['-1 1'] * 20)}\n" for name in names)
+    (pictures.parent / "list_attr_celeba.txt").write_text(header + rows)
+    part = [0 if i < 0.8 * count else 1 if i < 0.9 * count else 2 for i in range(count)]
+    partition = "".join(f"{name} {number}\n" for name, number in zip(names, part, strict=True))
+    (pictures.parent / "list_eval_partition.txt").write_text(partition)
+
+
+def runs_of(device: str, quick: bool, faces: Path) -> dict[str, list[list[str]]]:
+    """Name -> commands that follow one another in one folder."""
+    accelerator = f"--accelerator={'gpu' if device == 'cuda' else 'cpu'}"
+    steps = 3 if quick else 12
+    short = [
+        accelerator,
+        "--devices=1",
+        "--enable_progress_bar=false",
+        "--enable_model_summary=false",
+        "--max_epochs=1",
+    ]
+    short += [f"--limit_{part}_batches={count}" for part, count in (("train", steps), ("val", 2), ("test", 2))]
+
+    def train(config: str, *flags: str) -> list[str]:
+        return ["train.py", f"--config={config}", *short, *flags]
+
+    last = "runs/mnist_wae_mmd"
+    generated = ["generate.py", f"{last}/version_0", "--num_samples=4", "--out=s.png", accelerator]
+    runs = {"mnist_wae_mmd, generate": [train("mnist_wae_mmd"), generated]}
+    if quick:
+        return runs
+    small = ["mnist_wae_mmd", "mnist_wae_gan", "mnist_conditional", "modelnet40_pointnet"]
+    for config in small:
+        for precision in ("32-true", "bf16-mixed", "16-mixed"):
+            fit = train(config, f"--precision={precision}")
+            runs[f"{config}, {precision}, resumed"] = [fit, [*fit, "--max_epochs=2", "--ckpt_path=last"]]
+            runs[f"{config}, {precision}, clipped"] = [[*fit, "--gradient_clip_val=1"]]
+        runs[f"{config}, compiled"] = [train(config, "--model.compile=true")]
+        runs[f"{config}, workers"] = [train(config, "--data.num_workers=2")]
+        runs[f"{config}, data on the host"] = [train(config, "--data.on_device=false")]
+    for config in small:
+        evaluate = ["evaluate.py", f"runs/{config}/version_0", "--num_samples=200", "--out=m.json", accelerator]
+        runs[f"{config}, evaluate"] = [train(config), evaluate]
+    runs["mnist_wae_gan, 3 critic steps, accumulated"] = [
+        train("mnist_wae_gan", "--model.penalty.steps=3", "--accumulate_grad_batches=2", "--precision=16-mixed")
+    ]
+    runs["mnist_wae_mmd, ddp"] = [train("mnist_wae_mmd", "--strategy=ddp", "--model.gather_codes=true")]
+    for config in (
+        "mnist_wae_mmd_paper",
+        "mnist_wae_gan_paper",
+        "mnist_conditional_paper",
+        "modelnet40_pointnet_paper",
+    ):
+        runs[config] = [train(config)]
+    for config in ("celeba_wae_mmd_paper", "celeba_wae_gan_paper"):
+        data = [f"--data.root={faces}", f"--data.cache_dir={faces}/{config}", "--data.batch_size=16"]
+        runs[config] = [train(config, *data, "--precision=bf16-mixed")]
+    return runs
+
+
+def speeds_of(quick: bool, faces: Path) -> list[tuple[str, ...]]:
+    """Parts that measure, the most telling first."""
+    if quick:
+        return [("waits", "mnist_wae_mmd")]
+    celeba = (f"--data.root={faces}", f"--data.cache_dir={faces}/waits", "--data.batch_size=16")
+    return [
+        ("benchmark", "precision", "--minutes=2"),
+        ("waits", "mnist_wae_mmd"), ("waits", "mnist_wae_gan"), ("waits", "mnist_conditional"),
+        ("waits", "modelnet40_pointnet"), ("waits", "celeba_wae_gan_paper", *celeba),
+        ("speed", "mnist_wae_mmd"), ("speed", "mnist_wae_mmd", "--data.on_device=false"),
+        ("benchmark", "chamfer"), ("benchmark", "mmd"), ("benchmark", "sampling"),
+        ("speed", "modelnet40_pointnet_paper"), ("speed", "mnist_wae_gan"), ("speed", "mnist_conditional"),
+        ("speed", "mnist_wae_mmd_paper", "--precision=bf16-mixed"),
+    ]  # fmt: skip
+
+
+# ---- the driver, which imports nothing that may fail -----------------------------------------------------------------
+
+
+class Check:
+    """Starts parts and runs, and keeps their rows."""
+
+    def __init__(self, known: argparse.Namespace) -> None:
+        self.known = known
+        self.start = time.monotonic()
+        self.folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def left(self) -> float:
+        return float(self.known.budget) - (time.monotonic() - self.start)
+
+    def keep(self, title: str, row: dict[str, Any]) -> None:
+        self.rows[title] = row
+        write_json(self.known.out, {"device": self.known.device, "quick": self.known.quick, "parts": self.rows})
+        print(f"{self.known.budget - self.left():6.0f} s  {title}: {row.get('FAILED', 'ok')}", flush=True)
+
+    def command(self, arguments: list[str], folder: Path, limit: float) -> tuple[int | str, list[str]]:
+        """Runs a script of this folder under a limit; returns its status and its last lines."""
+        if self.left() < 10:
+            return "left out", ["no time was left"]
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, str(EXPERIMENTS / arguments[0]), *arguments[1:]]
+        path = os.pathsep.join([str(EXPERIMENTS.parent), str(EXPERIMENTS), os.environ.get("PYTHONPATH", "")])
+        environment = {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        with subprocess.Popen(command, cwd=folder, start_new_session=True, env=environment, **pipes) as process:
+            status: int | str
+            try:
+                output, _ = process.communicate(timeout=min(limit, self.left()))
+                status = process.returncode
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # this group is ours alone
+                output, _ = process.communicate()
+                status = "time was up"
+        return status, [line for line in output.splitlines() if line.strip()]
+
+    def part(self, name: str, *arguments: str) -> None:
+        title = " ".join([name, *(a for a in arguments if "/" not in a)])
+        if not re.search(self.known.only, title):
+            return
+        own = [f"--part={name}", f"--device={self.known.device}", *(f"--argument={a}" for a in arguments)]
+        status, lines = self.command(["gpu_check.py", *own], self.folder / re.sub(r"\W+", "_", title), 130)
+        found = [line for line in lines if line.startswith(MARK)]
+        if found:
+            self.keep(title, json.loads(found[-1].removeprefix(MARK)))
+        else:
+            self.keep(title, {"FAILED": f"{status}: {lines[-1][:300] if lines else 'no output'}"})
+
+    def run(self, title: str, commands: list[list[str]]) -> dict[str, Any]:
+        folder, start = self.folder / re.sub(r"\W+", "_", title), time.monotonic()
+        for command in commands:
+            status, lines = self.command(command, folder, 110)
+            if status != 0:
+                telling = [line for line in lines if re.search(r"Error|error:", line)] or lines or ["no output"]
+                return {"FAILED": f"{command[0]}, {status}: {telling[-1][:300]}"}
+        row: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
+        for file in [*folder.glob("runs/*/version_0/metrics.json"), *folder.glob("m.json")]:
+            numbers = {k: v for k, v in json.loads(file.read_text()).items() if isinstance(v, float)}
+            row |= {name: numbers[name] for name in ("test/cost", "test/penalty") if name in numbers}
+            if bad := [name for name, value in numbers.items() if not math.isfinite(value)]:
+                row["FAILED"] = f"not finite: {', '.join(bad)}"
+        return row
+
+    def all(self) -> int:
+        """Runs everything; returns how many rows failed."""
+        known, faces = self.known, self.folder / "faces"
+        if not known.quick:
+            make_celeba(faces)
+            self.part("machine")
+        self.part("parts")
+        wanted = {t: c for t, c in runs_of(known.device, known.quick, faces).items() if re.search(known.only, t)}
+        with ThreadPoolExecutor(known.jobs) as pool:
+            waiting = {pool.submit(self.run, title, commands): title for title, commands in wanted.items()}
+            for done in as_completed(waiting):
+                if done.cancelled():
+                    self.keep(waiting[done], {"FAILED": "left out: the other half of the time is for speed"})
+                else:
+                    self.keep(waiting[done], done.result())
+                if self.left() < known.budget / 2:
+                    for other in waiting:
+                        other.cancel()
+        for arguments in speeds_of(known.quick, faces):
+            self.part(*arguments)
+        failed = {title: row["FAILED"] for title, row in self.rows.items() if "FAILED" in row}
+        print("-" * 80)
+        for title, row in self.rows.items():
+            print(f"{title:60} {row['FAILED'][:200] if title in failed else json.dumps(row, default=str)[:400]}")
+        print(f"{len(failed)} of {len(self.rows)} failed; {known.out}")
+        return len(failed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="(cuda)")
+    parser.add_argument("--quick", action="store_true", help="few parts, and short")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="JSON file to write (gpu_check.json)")
+    parser.add_argument("--budget", type=float, default=540, help="seconds in all (540)")
+    parser.add_argument("--jobs", type=int, default=8, help="runs at the same time while correctness is checked (8)")
+    parser.add_argument("--only", default="", help="regular expression: only rows with such a title")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--argument", action="append", default=[], help=argparse.SUPPRESS)
+    known = parser.parse_args()
+    if not known.part:
+        sys.exit(Check(known).all() > 0)
+    sys.argv = sys.argv[:1]
+    warnings.simplefilter("ignore")
+    print(MARK + json.dumps(PARTS[known.part](known.device, *known.argument), default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()
