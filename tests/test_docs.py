@@ -224,10 +224,14 @@ def documented(cls, name):
 def test_everything_public_has_a_docstring(module):
     module = importlib.import_module(module)
     assert module.__doc__
+    if module.__name__ == "wae_lightning.cli":  # a folder of commands
+        return
     assert module.__all__
     for name in module.__all__:
         thing = getattr(module, name)
         if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            continue
+        if thing.__module__.partition(".")[0] not in ("wae_lightning", "datamodules"):  # Lightning's
             continue
         assert vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__, name
         if inspect.isclass(thing):
