@@ -156,8 +156,15 @@ class BatchDataModule(LightningDataModule, Part):
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
+        if self.trainer is not None:
+            loader.step_has_ended = self._step_has_ended
         self._train_loader = loader
         return loader
+
+    def _step_has_ended(self) -> bool:
+        """Whether Lightning counts the latest batch as done, and so begins an epoch if it was the last one."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current  # type: ignore[union-attr]
+        return bool(progress.completed == progress.ready)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self._placed("val_set"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,12 @@ class EpochOrder(DistributedSampler[Any]):
         """Makes the next pass that of an epoch.
 
         Raises:
-            ValueError: If it is the epoch to go on in, but cannot go on here; see ``ResumableLoader``.
+            ValueError: If the epoch that was under way cannot go on here; see ``ResumableLoader``.
         """
         epoch -= self.shift
         if self._resumed is not None:
             last, _, refusal = self._resumed
-            if epoch == last and refusal is not None:
+            if refusal is not None:
                 raise ValueError(refusal)
             # Lightning counts an epoch twice when a run with max_steps goes on at its end: the order leaves out none
             self.shift += max(0, epoch - last - 1)
@@ -126,6 +126,8 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     _place = 0, 0
+    step_has_ended: Callable[[], bool] | None = None
+    """Tells whether training is done with the latest batch; a checkpoint may be written within its hooks."""
 
     @property
     def sampler(self) -> Any:
@@ -155,7 +157,9 @@ class ResumableLoader(DataLoader[Any]):
             return {}
         epoch, batches = self._place
         order = self.sampler
-        return {"seed": order.seed, "epoch": epoch, "batches": batches, "shift": order.shift, **self._shape()}
+        ended = batches >= len(self) and (self.step_has_ended is None or self.step_has_ended())
+        place = {"epoch": epoch, "batches": batches, "ended": ended}
+        return {"seed": order.seed, **place, "shift": order.shift, **self._shape()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Makes the loader go on, in the same order, at the place that ``state_dict`` tells."""
@@ -165,7 +169,7 @@ class ResumableLoader(DataLoader[Any]):
         epoch, batches, here = state_dict["epoch"], state_dict["batches"], self._shape()
         there = {name: state_dict[name] for name in here}
         refusal = None
-        if batches >= there["batches_per_epoch"]:
+        if batches >= there["batches_per_epoch"] and (there == here or state_dict["ended"]):
             batches = len(self)  # of whatever size: this epoch is done
         elif there != here and batches:
             refusal = (

@@ -176,7 +176,7 @@ def test_without_a_logger_a_run_has_a_folder_of_its_own(empty_folder, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--checkpoint.monitor=val/los"], "ModelCheckpoint monitors 'val/los', .*; did you mean val/loss?"),
+        (["--checkpoint.monitor=val/los"], "--checkpoint monitors 'val/los', .*; did you mean val/loss?"),
         (["--callbacks+=EarlyStopping", "--callbacks.monitor=val_cost"], "EarlyStopping monitors 'val_cost', "),
     ],
 )

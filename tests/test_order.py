@@ -221,6 +221,19 @@ def test_other_batches_in_the_middle_of_an_epoch_are_refused(tmp_path, data, ask
     assert not model.seen
 
 
+@pytest.mark.parametrize("size", [2, 21])
+def test_another_batch_size_after_the_last_step_of_an_epoch_is_refused(tmp_path, size):
+    # Lightning has not yet counted that step, and would begin the next epoch in its middle
+    path = stopped(tmp_path, Numbers(), STEPS)
+    model = Recorder()
+    with pytest.raises(ValueError, match=f"after batch {STEPS} with batch_size = 4, .*cannot go on with batch_size ="):
+        fit(tmp_path, Numbers(batch_size=size), model, resume=path)
+    assert not model.seen
+    seed_everything(5)
+    whole = fit(tmp_path, Numbers(), Recorder())
+    assert fit(tmp_path, Numbers(), Recorder(), resume=path) == whole[STEPS:]
+
+
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end"])
 @pytest.mark.parametrize("size", [2, 21])
 def test_another_batch_size_from_the_end_of_an_epoch_on(tmp_path, hook, size):

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from pytorch_lightning import Trainer as Trainer
     from pytorch_lightning import seed_everything as seed_everything
     from pytorch_lightning.callbacks import Checkpoint as Checkpoint
+    from pytorch_lightning.callbacks import EMAWeightAveraging as EMAWeightAveraging
     from pytorch_lightning.callbacks import LearningRateMonitor as LearningRateMonitor
     from pytorch_lightning.callbacks import ModelCheckpoint as ModelCheckpoint
     from pytorch_lightning.callbacks import TQDMProgressBar as TQDMProgressBar
+    from pytorch_lightning.callbacks import WeightAveraging as WeightAveraging
     from pytorch_lightning.cli import LightningArgumentParser as LightningArgumentParser
     from pytorch_lightning.cli import LightningCLI as LightningCLI
     from pytorch_lightning.cli import instantiate_module as instantiate_module
@@ -48,7 +50,14 @@ if TYPE_CHECKING:
 # module of the package -> what we take from it; imported when it is first asked for, since `cli` alone takes a second
 _NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
-    ".callbacks": ("Checkpoint", "LearningRateMonitor", "ModelCheckpoint", "TQDMProgressBar"),
+    ".callbacks": (
+        "Checkpoint",
+        "EMAWeightAveraging",
+        "LearningRateMonitor",
+        "ModelCheckpoint",
+        "TQDMProgressBar",
+        "WeightAveraging",
+    ),
     ".cli": ("LightningArgumentParser", "LightningCLI", "instantiate_module"),
     ".loggers": ("CSVLogger", "Logger", "TensorBoardLogger"),
     ".plugins.io": ("TorchCheckpointIO",),

@@ -38,7 +38,8 @@ class RecordedModel(LightningModule, Part):
             about[_CLASS] = description["class_path"]
         if not is_recorded(self):
             cls = type(self)
-            base = next((base for base in cls.__bases__ if base.__new__ != Part.__new__), cls)  # type: ignore[comparison-overlap].__name__
+            foreign = (base for base in cls.__bases__ if not issubclass(base, Part))
+            base = next(foreign, cls).__name__
             raise TypeError(
                 f"{cls.__name__} cannot remember its arguments, since {base}, which has a __new__ of its own, stands "
                 f"before the model among its bases: name the model first, class {cls.__name__}(<model>, {base})"

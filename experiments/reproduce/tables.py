@@ -289,9 +289,9 @@ def parts() -> str:
 
 
 def kills() -> str:
-    keys = ("moments", "resumed", "equal", "lost")
-    rows = [[f"`{name}`", *(str(row[key]) for key in keys)] for name, row in load("kill_runs")["summary"].items()]
-    return markdown(["what was killed", *keys], rows)
+    keys = ("moments", "runs", "resumed", "equal", "lost")
+    rows = [[name, *(str(row[key]) for key in keys)] for name, row in load("kill_runs")["summary"].items()]
+    return markdown(["settings", *keys], rows)
 
 
 def fuzz() -> str:

@@ -157,7 +157,7 @@ def explain_failure(error: Exception, batch_size: int | None = None) -> str | No
             f"({message.splitlines()[0][-120:]})"
         )
     if isinstance(error, OSError):
-        file = f"{error.filename}: " if error.filename else ""
+        file = f"{os.fsdecode(error.filename)}: " if error.filename else ""  # h5py, tensorboard: bytes
         return f"{file}{error.strerror}" if error.strerror else message
     if isinstance(error, ModuleNotFoundError):
         return " ".join(message.split())  # Lightning's loggers and accelerators say what to install

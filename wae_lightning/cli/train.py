@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from wae_lightning.cli.config import link_typed
 from wae_lightning.cli.device import allow_tf32
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
 from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.resuming import check_settings, hold_folder
 from wae_lightning.cli.runs import (
     ROOT,
     GoOnLogging,
@@ -49,9 +51,10 @@ from wae_lightning.lightning import (
     Trainer,
     seed_everything,
 )
-from wae_lightning.parts import make
+from wae_lightning.parts import make, recorded_arguments
 from wae_lightning.training.allocator import keep_freed_memory
 from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.monitored import MonitoredCheckpoint
 
 __all__ = ["Train", "main"]
 
@@ -106,8 +109,9 @@ class MonitorCheck(Callback):
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
             if monitor and logged and monitor not in logged and not monitor.startswith("train/"):
+                name = "--checkpoint" if isinstance(callback, MonitoredCheckpoint) else type(callback).__name__
                 raise UsageError(
-                    f"{type(callback).__name__} monitors {monitor!r}, and validation logs {', '.join(logged)}"
+                    f"{name} monitors {monitor!r}, and validation logs {', '.join(logged)}"
                     f"{suggest(monitor, logged)} (--num_sanity_val_steps 0 leaves this check out)"
                 )
 
@@ -153,8 +157,7 @@ class Train(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.filename": "best-{epoch:03d}"})
+        parser.add_lightning_class_args(MonitoredCheckpoint, "checkpoint")
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
@@ -255,19 +258,22 @@ class Train(LightningCLI):
         """Fits and tests the model, and writes and prints the results."""
         if self.config.ckpt_path is not None:
             self.check_weights(self.checkpoint)
+            if isinstance(self.model, WAE):
+                check_settings(self.checkpoint, recorded_arguments(self.model), self.config.ckpt_path)
             self.checkpoint = {}  # Lightning reads it again
         if isinstance(self.model, WAE):
             # it logs the first and the last step of each epoch, however short that is
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
-        start, start_cpu = time.perf_counter(), time.process_time()
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
-        self.finished = True
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-        # the same weights have the same results, also after a resume
-        seed_everything(self.config.seed_everything or 0, verbose=False)
-        metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
-        folder = self.folder
-        if not self.trainer.is_global_zero or folder is None:
+        folder = self.folder if self.trainer.is_global_zero else None
+        with hold_folder(folder) if folder else nullcontext():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+            self.finished = True
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+            # the same weights have the same results, also after a resume
+            seed_everything(self.config.seed_everything or 0, verbose=False)
+            metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
+        if folder is None:
             return
         results = {
             "config": self.config_name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -93,9 +94,9 @@ def _scales(trainer: Trainer) -> bool:
 
 
 def _kept(trainer: Trainer) -> str:
-    """Names a checkpoint of this run, if there is one."""
+    """Names a checkpoint of this run, or the one from which it went on, if there is one."""
     paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
-    kept = next((path for path in paths if path), None)
+    kept = next((path for path in [*paths, trainer.ckpt_path] if path and os.path.isfile(path)), None)
     return f"; {kept} is kept" if kept else ""
 
 

@@ -125,7 +125,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         if self.signal is None and not self.every_n_steps:
             return
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+        if _accumulates(trainer, batch_idx):
             return
         if self.signal is not None:
             self._ask_to_stop(trainer)
@@ -144,7 +144,7 @@ class LastCheckpoint(Checkpoint):
             trainer._signal_connector.received_sigterm = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.signal is not None:
+        if self.signal is not None and not _accumulates(trainer, trainer.fit_loop.batch_idx):
             self._ask_to_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,3 +162,8 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+def _accumulates(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the weights still lack the step of this batch: checkpoints hold no gradients."""
+    return bool((batch_idx + 1) % trainer.accumulate_grad_batches) and not trainer.is_last_batch

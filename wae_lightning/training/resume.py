@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from wae_lightning.lightning import Callback, LightningModule, Trainer
+from wae_lightning.lightning import Callback, LightningModule, Trainer, WeightAveraging
 from wae_lightning.memory import CodeMemory
 
 __all__ = ["ExactResume"]
@@ -21,6 +21,7 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] | None = None
+        self._trained = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [_random_state(pl_module.device)]
@@ -38,6 +39,7 @@ class ExactResume(Callback):
             self._states = checkpoint.get("random_states")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = True
         states, self._states = self._states, None
         if states is not None and len(states) == trainer.world_size:
             _restore(states[trainer.global_rank], pl_module.device)
@@ -49,6 +51,13 @@ class ExactResume(Callback):
                 iter(loop._data_fetcher)  # type: ignore[arg-type]
         elif trainer.global_rank > 0:
             torch.manual_seed(int(torch.randint(2**31, ())) + trainer.global_rank)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning leaves out the training of a run that had ended, and with it what puts averaged weights in place
+        for callback in [] if self._trained else trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.on_train_end(trainer, pl_module)
+        self._trained = False
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
