@@ -152,7 +152,8 @@ def test_seeds_are_averaged_and_lengths_looked_up(tmp_path, monkeypatch):
     assert tables.over_seeds(runs[:1], "fid") == "1.00"
     assert tables.over_seeds([*runs, {}], "fid") == tables.NOTHING
     assert tables.whole_range(runs, "fit_cpu_seconds") == "10-11"
-    (folder / "kill_runs.json").write_text('{"summary": {"x": {"moments": 3, "runs": 4, "resumed": 2, "equal": 1, "lost": 1}}}')
+    row = {"moments": 3, "runs": 4, "resumed": 2, "equal": 1, "lost": 1}
+    (folder / "kill_runs.json").write_text(json.dumps({"summary": {"x": row}}))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     page = "before\n<!-- table: kills -->\nold\n<!-- end -->\nafter"
     rows = "| settings | moments | runs | resumed | equal | lost |\n" + "| --- " * 6 + "|\n| x | 3 | 4 | 2 | 1 | 1 |\n"
