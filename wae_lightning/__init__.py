@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wae_lightning.pointnet import PointNetWAE
     from wae_lightning.pretrained import from_pretrained, push_to_hub, save_pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "WAE",

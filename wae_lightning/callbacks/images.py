@@ -22,7 +22,7 @@ class ImagePictures(Pictures):
     image to another.
 
     Args:
-        columns: Pictures in one row, at least 2; there are ``columns``² samples.
+        columns: Pictures in one row, at least 2; there are ``columns`` x ``columns`` samples.
 
     Raises:
         ValueError: If ``columns`` is less than 2.

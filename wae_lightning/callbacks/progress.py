@@ -36,10 +36,12 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def is_enabled(self) -> bool:
+        """Whether a bar is drawn."""
         return super().is_enabled and not self.lines
 
     @property
     def is_disabled(self) -> bool:
+        """Whether no bar is drawn."""
         return not self.is_enabled
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:

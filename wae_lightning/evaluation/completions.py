@@ -23,6 +23,7 @@ class LabelNet(nn.Module):
         self.layers = ConditionalMLPEncoder([shape], 10, hidden=(512, 512))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps observed parts (B, ...) to logits of the labels (B, classes)."""
         return self.layers(F.dropout(x, 0.2, self.training))  # type: ignore[no-any-return]
 
     def fit(self, data: Any, epochs: int) -> LabelNet:

@@ -68,6 +68,7 @@ class InceptionFeatures(nn.Module):
         self.network = metric.inception
 
     def forward(self, images: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) to features (B, dim)."""
         colored = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         return self.network((colored.clamp(0, 1) * 255).round().byte())  # type: ignore[no-any-return]
 

@@ -1,0 +1,327 @@
+"""Writes the tables of RESULTS.md, README.md and docs/robustness.md from the JSON files in experiments/results.
+
+``python experiments/reproduce/tables.py`` replaces what stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", ROOT / "docs" / "robustness.md"]
+NOTHING = "–"
+
+
+def load(name: str) -> Any:
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return NOTHING if value is None else f"{factor * value:.{digits}f}"
+
+
+# ---- digits -----------------------------------------------------------------------------------------------------
+
+
+def over_seeds(runs: list[dict[str, Any]], key: str, digits: int = 2) -> str:
+    """Mean ± standard deviation over the seeds."""
+    values = [run[key] for run in runs if run.get(key) is not None]
+    if len(values) < len(runs):
+        return NOTHING
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def whole_range(runs: list[dict[str, Any]], low: str, high: str | None = None, digits: int = 0) -> str:
+    """Least and largest value over the seeds."""
+    ends = min(run[low] for run in runs), max(run[high or low] for run in runs)
+    return "-".join(dict.fromkeys(f"{end:.{digits}f}" for end in ends))
+
+
+DIGITS = {
+    "WAE-MMD": "WAE-MMD, batches of 200, 9 epochs",
+    "WAE-GAN": "WAE-GAN, batches of 200, 8 epochs",
+    "VAE": "VAE, batches of 200, 9 epochs",
+    "plain auto-encoder": "auto-encoder, 9 epochs",
+    "only the flow (λ = 0)": "WAE-MMD, only the flow (lambda 0), 8 epochs",
+    "WAE-MMD, no flow": "WAE-MMD, no flow, 9 epochs",
+    "WAE-GAN, no flow, λ = 1": "WAE-GAN, no flow, lambda 1, 8 epochs",
+    "WAE-MMD, no flow, 8 units": "WAE-MMD, no flow, 8 latent units, 9 epochs",
+    "WAE-GAN, no flow, 8 units": "WAE-GAN, no flow, 8 latent units, 8 epochs",
+    "original's setting": "WAE-MMD, the original's setting, 9 epochs",
+    "original's setting, 8 units": "WAE-MMD, the original's setting, 8 latent units, 9 epochs",
+    "the same, no hidden layers": "WAE-MMD, the same and networks without hidden layers, 9 epochs",
+}
+PENALTIES = {
+    "MMD, inverse multiquadric kernel": "WAE-MMD, no flow, 9 epochs",
+    "MMD, RBF kernel": "WAE-MMD, RBF kernel, no flow, 9 epochs",
+    **{
+        name: f"WAE, {name}, no flow, 9 epochs"
+        for name in ("EnergyDistance", "CramerWold", "SlicedWasserstein", "MaxSlicedWasserstein", "Sinkhorn")
+    },
+}
+LONGER = {
+    "WAE-MMD": ("WAE-MMD, 2 epochs", "WAE-MMD, batches of 200, 9 epochs", "WAE-MMD, 120 epochs"),
+    "WAE-GAN": ("WAE-GAN, 2 epochs", "WAE-GAN, batches of 200, 8 epochs", "WAE-GAN, 110 epochs"),
+    "VAE": ("VAE, 2 epochs", "VAE, batches of 200, 9 epochs", "VAE, 27 epochs"),
+}
+STABILITY = {
+    "none": "default",
+    "no standardised codes": "no standardised codes",
+    "no encoder noise": "no encoder noise",
+    "λ = 10": "lambda 10",
+    "λ = 10, squared error, no standardised codes": "squared error, lambda 10, no standardised codes",
+}
+README = {
+    "`mnist_wae_mmd` (with its flow)": ("WAE-MMD, batches of 200, 9 epochs", "fid_digits_10k"),
+    "`mnist_wae_gan` (with its flow)": ("WAE-GAN, batches of 200, 8 epochs", "fid_digits_10k"),
+    "plain auto-encoder, 50 Gaussians fitted to its codes afterwards": (
+        "auto-encoder, 9 epochs", "fid_digits_10k_mixture_of_50_fitted_to_codes",
+    ),
+    "WAE-GAN without a flow, 8 latent units": ("WAE-GAN, no flow, 8 latent units, 8 epochs", "fid_digits_10k"),
+}  # fmt: skip
+
+
+def digit_row(name: str, record: dict[str, Any]) -> list[str]:
+    runs = record["runs"]
+    batch = "100" if "--data.batch_size=100" in record["flags"] or not record["flags"] else "200"
+    fitted = "fid_digits_10k_mixture_of_50_fitted_to_codes"
+    quality = (over_seeds(runs, key) for key in ("fid_digits_10k", fitted, "fid_digits_reconstructions"))
+    precision = [over_seeds(runs, key).split(" ")[0] for key in ("precision_digits_10k", "recall_digits_10k")]
+    precision = [NOTHING] if NOTHING in precision else precision
+    seconds = whole_range(runs, "fit_cpu_seconds")
+    return [name, str(record["epochs"]), batch, *quality, ", ".join(precision), seconds, str(len(runs))]
+
+
+def digits(rows: dict[str, str]) -> str:
+    header = ["model", "epochs", "batch", "prior", "50 Gaussians", "reconstructions"]
+    results = load("mnist_results")
+    header += ["precision, recall", "CPU s", "seeds"]
+    first, width = floor(), len(header)
+    real = [first[0], NOTHING, NOTHING, first[1], *[NOTHING] * (width - 4)]
+    return markdown(header, [real, *(digit_row(name, results[key]) for name, key in rows.items())])
+
+
+def longer() -> str:
+    results = load("mnist_results")
+    rows = [digit_row(name, results[key]) for name, keys in LONGER.items() for key in keys]
+    return markdown(["model", "epochs", "prior", "50 Gaussians", "reconstructions", "CPU s", "seeds"],
+                    [[*row[:2], *row[3:6], *row[7:]] for row in rows])  # fmt: skip
+
+
+def pythae() -> str:
+    rows = [
+        [f"{row['reg_weight']:g}", str(row["epochs"]), number(row["fid_digits_10k"], 2),
+         number(row["fid_digits_reconstructions"], 2), number(row["cpu_seconds"], 0)]
+        for row in load("pythae")
+    ]  # fmt: skip
+    return markdown(["reg_weight", "epochs", "prior", "reconstructions", "CPU s"], rows)
+
+
+def floor() -> list[str]:
+    """The digits-FID of real training digits, over all draws of them."""
+    runs = [run for record in load("mnist_results").values() for run in record["runs"] if "fid_digits_floor" in run]
+    return ["*real training digits*", whole_range(runs, "fid_digits_floor", digits=2)]
+
+
+def readme() -> str:
+    results = load("mnist_results")
+    rows = [[*floor(), *[NOTHING] * 3]]
+    for name, (key, samples) in README.items():
+        runs = results[key]["runs"]
+        quality = over_seeds(runs, samples), over_seeds(runs, "fid_digits_reconstructions")
+        rows.append([name, *quality, whole_range(runs, "fit_cpu_seconds"), str(len(runs))])
+    return markdown(["model", "samples", "reconstructions", "CPU s", "seeds"], rows)
+
+
+def match() -> str:
+    """How well the codes of the test images meet N(0, I)."""
+    rows = []
+    for name in ("WAE-MMD", "WAE-GAN"):
+        runs = load("mnist_results")[DIGITS[name]]["runs"]
+        spread = whole_range(runs, "test_codes_smallest_std_ratio", "test_codes_largest_std_ratio", digits=2)
+        rows.append([
+            name,
+            number(max(run["test_codes_largest_mean_error"] for run in runs), 3),
+            spread,
+            number(max(run["test_codes_mean_absolute_covariance"] for run in runs), 3),
+        ])  # fmt: skip
+    return markdown(["model", "largest absolute mean", "standard deviations", "mean absolute covariance"], rows)
+
+
+def stability() -> str:
+    rows = []
+    for name, key in STABILITY.items():
+        runs = load("mnist_results")[f"WAE-GAN stability: {key}, 1 epochs"]["runs"]
+        spread = whole_range(runs, "test_codes_smallest_std_ratio", "test_codes_largest_std_ratio", digits=2)
+        rows.append(
+            [name, over_seeds(runs, "fid_digits_10k", 0), over_seeds(runs, "test_codes_largest_mean_error"), spread]
+        )
+    return markdown(["change", "digits-FID", "largest absolute mean", "standard deviations"], rows)
+
+
+# ---- pictures, completions ------------------------------------------------------------------------------------------
+
+
+def emoji() -> str:
+    keys = [("psnr", 2), ("ssim", 3), ("sharpness_samples", 4), ("sharpness_reconstructions", 4), ("sharpness_real", 4)]
+    keys += [("fit_cpu_seconds", 0)]
+    rows = []
+    for name in ("wae_mmd", "wae_gan"):
+        row = load(f"emoji_{name}")
+        rows.append([f"`celeba_{name}`", *(number(row[key], digits) for key, digits in keys)])
+    return markdown(
+        ["config", "PSNR", "SSIM", "sharpness of samples", "of reconstructions", "of real pictures", "CPU s"], rows
+    )
+
+
+COMPLETIONS = {
+    "PSNR, mean of 10": ("psnr_of_mean", 1, 1), "PSNR, best of 10": ("psnr_best", 1, 1),
+    "agreement %": ("agreement", 1, 100),
+    "label entropy": ("label_entropy", 3, 1), "diversity": ("diversity", 2, 1), "-ELBO": ("negative_elbo", 1, 1),
+    "NLL": ("nll", 1, 1), "HSIC / null": ("hsic_over_null", 2, 1), "FID": ("fid", 1, 1),
+}  # fmt: skip
+
+
+def completions(observed: str) -> str:
+    found = load(f"completions_{observed}")
+    models = {name: row for name, row in found.items() if isinstance(row, dict)}
+    rows = [
+        [name, *(number(row.get(key), digits, factor) for key, digits, factor in COMPLETIONS.values())]
+        for name, row in models.items()
+    ]
+    seen = models["regression"]
+    known = {"agreement": seen["agreement_reference"], "label_entropy": seen["label_entropy_reference"]}
+    rows.append(["*what can be known*", *(number(known.get(k), n, f) for k, n, f in COMPLETIONS.values())])
+    return markdown(["model", *COMPLETIONS], rows)
+
+
+def quadrants() -> str:
+    found = [load(f"completions_{observed}") for observed in ("1_quadrant", "left", "3_quadrants")]
+    rows = [[name, *(number(row[name]["negative_elbo"], 1) for row in found)] for name in ("joint critic", "CVAE")]
+    return markdown(["model", "1 quadrant given", "2", "3"], rows)
+
+
+def dependence() -> str:
+    found = {observed: load(f"completions_{observed}")["report mode"] for observed in ("top", "left")}
+    keys = ("r_squared", "r_squared_of_pixels")
+    rows = [[part, *(number(row[key], 2) for key in keys)] for part, row in found.items()]
+    return markdown(["half given", "from 16 principal components", "from its pixels"], rows)
+
+
+# ---- point clouds ---------------------------------------------------------------------------------------------------
+
+RECONSTRUCTION = {
+    "CD ×10³": ("CD x1e3", 2, 1), "EMD ×10²": ("EMD x1e2 (40 clouds, 512 points)", 1, 1),
+    "judge's share": ("classifier share", 3, 1), "SVM": ("linear SVM on codes", 3, 1),
+    "SVM, untrained encoder": ("linear SVM on codes, encoder untrained", 3, 1),
+}  # fmt: skip
+SAMPLES = {
+    "1-NNA": ("1-NNA-CD", 2, 1), "samples' half": ("1-NNA-CD, samples' half", 2, 1),
+    "real half": ("1-NNA-CD, real half", 2, 1),
+    "coverage": ("COV-CD", 2, 1), "MMD-CD ×10³": ("MMD-CD x1e3", 1, 1),
+    "to the nearest training cloud ×10³": ("CD to the nearest training cloud x1e3", 1, 1), "JSD": ("JSD", 3, 1),
+}  # fmt: skip
+TURNED = {
+    "as it comes": ("linear SVM on codes of turned test clouds", 3, 1),
+    "with `invariance: [rotation]`": ("the same, invariance=[rotation] switched on", 3, 1),
+}
+
+
+def clouds(columns: dict[str, tuple[str, int, float]], *parts: str) -> str:
+    """Rows of point_clouds.json that have the columns; samples are kept in parts, by where they were drawn."""
+    rows = []
+    for name, row in load("point_clouds").items():
+        found = {f"{name}, {part}": row.get(part) for part in parts} if any(p in row for p in parts) else {name: row}
+        for label, values in found.items():
+            cells = [number((values or {}).get(key), digits, factor) for key, digits, factor in columns.values()]
+            if set(cells) != {NOTHING}:
+                rows.append([label, *cells])
+    return markdown(["model", *columns], rows)
+
+
+# ---- speed and robustness -------------------------------------------------------------------------------------------
+
+
+def training() -> str:
+    found = load("benchmark")
+    runs = [found["training"], found["training, run before, commit 5eb1e2b"]]
+    rows = []
+    for name in runs[0]:
+        rates = [run[name]["lightning"]["images/s"] for run in runs]
+        beside = ([run[name][what]["lightning/this"] for run in runs] for what in
+                  ("bare loop", "plain Lightning", "pythae WAE_MMD"))  # fmt: skip
+        rows.append([name, f"{min(rates):.0f}-{max(rates):.0f}", *(f"{min(r):.2f}-{max(r):.2f}" for r in beside)])
+    return markdown(["config", "images/s", "bare loop", "plain Lightning", "pythae's WAE_MMD"], rows)
+
+
+def parts() -> str:
+    found = load("benchmark")
+    mmd, chamfer, loaders, start = (found[part] for part in ("mmd", "chamfer", "loaders", "startup"))
+    rows = []
+    for size in ("n 100, d 8", "n 1000, d 8", "n 1000, d 64", "n 4000, d 8", "n 4000, d 64"):
+        row = mmd[size]
+        rows.append([f"MMD, {size}", f"{row['ms']:.1f} ms", f"broadcasting: {row['times_faster']:.1f} times as long"])
+    full = chamfer["full matrix"]
+    rows.append(["Chamfer distance, 32 clouds of 2,048 points", f"{chamfer['ours']['s']:.2f} s",
+                 f"full matrix: {full['times_as_long']:.0f} times as long"])  # fmt: skip
+    for name, other in (("MNIST", "torchvision, 0 workers"), ("CelebA in memory", "torchvision, 0 workers"),
+                        ("CelebA from disk", "torchvision, 0 workers"),
+                        ("ModelNet40 hdf5", "cloud by cloud, 0 workers")):  # fmt: skip
+        times = loaders[f"{name}, {other}"]["ours is faster by"]
+        rows.append(
+            [f"loader: {name}", f"{loaders[name]['examples/s']:.0f} / s", f"{other}: {times:.0f} times as long"]
+        )
+    rows.append(["samples of `mnist_wae_mmd`", f"{found['sampling']['mnist_wae_mmd']['images/s']:.0f} / s", NOTHING])
+    rows.append(["`train.py`, command to first step", f"{start['train.py, first step']['s']:.1f} s",
+                 f"`import pytorch_lightning` alone: {start['import pytorch_lightning']['s']:.1f} s"])  # fmt: skip
+    return markdown(["what", "ours", "beside"], rows)
+
+
+def kills() -> str:
+    keys = ("moments", "runs", "resumed", "equal", "lost")
+    rows = [[name, *(str(row[key]) for key in keys)] for name, row in load("kill_runs")["summary"].items()]
+    return markdown(["settings", *keys], rows)
+
+
+def fuzz() -> str:
+    keys = ("inputs", "accepted", "refused", "failures", "slowest_seconds", "peak_memory_mb")
+    rows = [[name, *(str(row[key]) for key in keys)] for name, row in load("fuzz_readers")["readers"].items()]
+    return markdown(["reader", "inputs", "accepted", "refused", "failures", "slowest (s)", "peak (MB)"], rows)
+
+
+TABLES = {
+    "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
+    "pythae": pythae, "match": match, "stability": stability, "emoji": emoji,
+    "completions of the lower half": lambda: completions("top"),
+    "completions of the right half": lambda: completions("left"),
+    "quadrants": quadrants, "dependence": dependence,
+    "clouds": lambda: clouds(RECONSTRUCTION),
+    "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
+    "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
+}  # fmt: skip
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
+    return re.sub(
+        r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)",
+        lambda m: m[1] + TABLES[m[2]]() + "\n" + m[3],
+        page,
+        flags=re.DOTALL,
+    )
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
