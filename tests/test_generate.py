@@ -274,7 +274,7 @@ def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, fla
 def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys):
     content = torch.load(digits, weights_only=True)
     [codes] = [name for name in content["state_dict"] if name.endswith("_extra_state")]
-    content["state_dict"][codes] = {}
+    content["state_dict"][codes] = torch.empty(0, 1)
     torch.save(content, tmp_path / "old.ckpt")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "old.ckpt"), "--sampler", "gmm"])
