@@ -63,7 +63,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     Hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": "https://huggingface.co/me/model/commit/1", "commitOid": "1" * 40, "success": True})
+            commit = "https://huggingface.co/me/model/commit/1"
+            self.answer({"commitUrl": commit, "commitOid": "1" * 40, "success": True})
 
     def do_GET(self):
         name = self.path.rpartition("/")[2]
