@@ -170,6 +170,16 @@ def stability() -> str:
     return markdown(["change", "digits-FID", "largest absolute mean", "standard deviations"], rows)
 
 
+def order() -> str:
+    runs = load("update_order")["rows"]
+    rows = []
+    for name in dict.fromkeys(run["order"] for run in runs):
+        of_name = [run for run in runs if run["order"] == name]
+        keys = ("fid_digits_10k", "fid_digits_reconstructions")
+        rows.append([name, *(over_seeds(of_name, key) for key in keys), str(len(of_name))])
+    return markdown(["update", "digits-FID of samples", "of reconstructions", "seeds"], rows)
+
+
 # ---- pictures, completions ------------------------------------------------------------------------------------------
 
 
@@ -302,7 +312,7 @@ def fuzz() -> str:
 
 TABLES = {
     "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
-    "pythae": pythae, "match": match, "stability": stability, "emoji": emoji,
+    "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
     "completions of the lower half": lambda: completions("top"),
     "completions of the right half": lambda: completions("left"),
     "quadrants": quadrants, "dependence": dependence,
