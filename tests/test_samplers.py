@@ -68,7 +68,7 @@ def test_a_checkpoint_keeps_the_latest_training_codes(tmp_path):
 def test_only_about_ten_thousand_codes_are_kept():
     model = WAEMMD(latent_dim=2)
     for i in range(30):
-        model._remember(torch.full((900, 2), float(i)))
+        model.memory.remember(torch.full((900, 2), float(i)))
     codes = model.training_codes()
     assert 10_000 <= len(codes) < 10_900
     assert codes[-1, 0] == 29
