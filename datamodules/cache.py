@@ -14,19 +14,26 @@ from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from threading import Thread
+from typing import BinaryIO
 from uuid import uuid4
 
 import h5py
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from wae_lightning.lightning import rank_zero_info, rank_zero_warn
 
+try:
+    import fcntl
+except ImportError:  # Windows: a killed build starts again
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["Cache", "Sources", "cache_key", "md5_of", "open_or_build"]
 
+_SAVED_EVERY = 1.0  # seconds of a build that are lost when it is killed
 _ABANDONED_AFTER = 3600  # seconds; a build writes many times a minute, so an older unfinished file was left by a crash
 
 
@@ -129,7 +136,9 @@ class Cache:
 def cache_key(settings: object, files: Iterable[tuple[str, os.stat_result]]) -> str:
     """Sixteen hexadecimal digits that change with the settings and with any file's name, size or time of change."""
     lines = sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-    return hashlib.blake2b("\n".join([repr(settings), *lines]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        "\n".join([repr(settings), *lines]).encode(errors="surrogateescape"), digest_size=8
+    ).hexdigest()
 
 
 def md5_of(path: Path) -> str:
@@ -183,47 +192,44 @@ def open_or_build(
 
 def _build(path: Path, sources: Sources, tables: dict[str, np.ndarray], on_error: str) -> None:
     size = len(sources) * math.prod(sources.shape) * np.dtype(sources.dtype).itemsize
-    # Whoever builds writes a file of its own; the last rename wins, and both files hold the same.
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+    lock = temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        free = shutil.disk_usage(path.parent).free
-        if free < size * 1.01 + 2**25:
-            raise OSError(f"it needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
-        rank_zero_info(f"Reading {len(sources):,} files into the cache {path} ({size / 1e9:.3g} GB), once.")
-        # HDF5 kills the process when the disk is full at the wrong moment. So it only lays out the file, while there is
-        # room, and plain writes, whose failures are exceptions, fill in the data.
-        _check_room(temporary, size)
-        with h5py.File(temporary, "w") as file:
-            data = file.create_dataset("data", (len(sources), *sources.shape), sources.dtype)
-            data[-1] = 0  # allocates the whole array
-            offset = data.id.get_offset()
-            for name, table in tables.items():
-                file[name] = table
-        good, skipped = [], []
-        blank = np.zeros(sources.shape, sources.dtype)
-        with temporary.open("r+b") as raw:
-            raw.seek(offset)
-            for row, array in enumerate(_read_all(sources)):
-                if not isinstance(array, ValueError):
-                    good.append(row)
-                elif on_error == "raise":
-                    raise array
-                else:
-                    skipped.append(str(array))
-                raw.write(
-                    (blank if isinstance(array, ValueError) else array).astype(sources.dtype, copy=False).tobytes()
-                )
-        if not good:
+        temporary, lock = _adopt(path, sources)
+        if temporary is None:
+            # Whoever builds writes a file of its own; the last rename wins, and both files hold the same.
+            temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
+            free = shutil.disk_usage(path.parent).free
+            if free < size * 1.01 + 2**25:
+                raise OSError(f"it needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
+            rank_zero_info(f"Reading {len(sources):,} files into the cache {path} ({size / 1e9:.3g} GB), once.")
+            lock = temporary.open("ab")
+            _lock(lock, wait=True)
+            # HDF5 kills the process when the disk is full at the wrong moment. So it only lays out the file, while
+            # there is room, and plain writes, whose failures are exceptions, fill in the data.
+            _check_room(temporary, size)
+            with h5py.File(temporary, "w", locking=False) as file:
+                for name, table in tables.items():
+                    file[name] = table
+                for name, shape, dtype in (
+                    ("done", (len(sources),), "uint8"),
+                    ("data", (len(sources), *sources.shape), sources.dtype),
+                ):
+                    file.create_dataset(name, shape, dtype)[-1] = 0  # allocates the whole array
+        good, skipped = _fill(temporary, sources, on_error)
+        if not len(good):
             raise ValueError(f"not one of the {len(sources)} files can be read: {skipped[0]}")
         _check_room(temporary)
-        with h5py.File(temporary, "r+") as file:
-            file["skipped"] = np.array([error.encode() for error in skipped], dtype=h5py.string_dtype())
-            file["good_rows"] = np.array(good, dtype=np.int64)
+        with h5py.File(temporary, "r+", locking=False) as file:
+            del file["done"]
+            file["skipped"] = np.array([error.encode(errors="replace") for error in skipped], dtype=h5py.string_dtype())
+            file["good_rows"] = good
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except (KeyboardInterrupt, SystemExit):
+        temporary = None  # the next start goes on with it
+        raise
     except OSError as error:
         raise OSError(
             f"{path}: the cache cannot be written ({error.strerror or error}); make room or leave to write there, "
@@ -231,7 +237,88 @@ def _build(path: Path, sources: Sources, tables: dict[str, np.ndarray], on_error
         ) from error
     finally:
         with suppress(OSError):
-            temporary.unlink()
+            if temporary is not None:
+                temporary.unlink()
+        if lock is not None:
+            lock.close()
+
+
+def _adopt(path: Path, sources: Sources) -> tuple[Path, BinaryIO] | tuple[None, None]:
+    """Finds what a killed build of the same cache left behind, and locks it; removes what is of no use any more."""
+    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
+        with suppress(OSError):  # another process takes it, or ends it, meanwhile
+            old = temporary.stat().st_mtime < time.time() - _ABANDONED_AFTER
+            lock = temporary.open("r+b")
+            try:
+                is_ours = _lock(lock) and os.path.samestat(os.fstat(lock.fileno()), temporary.stat())
+                if is_ours and _left_over(temporary, sources):
+                    rank_zero_info(f"Going on with the cache {path}, whose building was stopped.")
+                    return temporary, lock
+            except BaseException:
+                lock.close()
+                raise
+            lock.close()
+            if old:
+                temporary.unlink()
+    return None, None
+
+
+def _lock(file: BinaryIO, wait: bool = False) -> bool:
+    """Keeps a file under construction from others, until it is closed; False if that cannot be done."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # someone is at work on it, or the file system knows no locks
+        return False
+    return True
+
+
+def _left_over(temporary: Path, sources: Sources) -> bool:
+    """Whether a file is laid out for these sources."""
+    try:
+        with h5py.File(temporary, "r", locking=False) as file:
+            data, done = file["data"], file["done"]
+            return (
+                (data.shape, data.dtype) == ((len(sources), *sources.shape), sources.dtype)
+                and (done.shape, done.dtype) == ((len(sources),), "uint8")
+                and data.id.get_offset() + data.nbytes <= temporary.stat().st_size
+            )
+    except Exception:  # h5py has no common exception for damaged files
+        return False
+
+
+def _fill(temporary: Path, sources: Sources, on_error: str) -> tuple[np.ndarray, list[str]]:
+    """Reads the sources that are not yet in the file; returns the rows that are good and a sentence for each other."""
+    with h5py.File(temporary, "r", locking=False) as file:
+        done = file["done"][()]
+        offset, done_offset = (file[name].id.get_offset() for name in ("data", "done"))
+    size = math.prod(sources.shape) * np.dtype(sources.dtype).itemsize
+    blank = np.zeros(sources.shape, sources.dtype)
+    skipped = []
+    missing = np.flatnonzero(done == 0)
+    with temporary.open("r+b") as raw:
+
+        def save() -> None:
+            """Notes what is done, once it is on the disk for certain."""
+            raw.flush()
+            os.fsync(raw.fileno())
+            raw.seek(done_offset)
+            raw.write(done.tobytes())
+
+        saved = time.monotonic()
+        for row, array in zip(missing.tolist(), _read_all(sources, missing.tolist()), strict=True):
+            if isinstance(array, ValueError):
+                if on_error == "raise":
+                    raise array
+                skipped.append(str(array))
+            raw.seek(offset + row * size)
+            raw.write((blank if isinstance(array, ValueError) else array).astype(sources.dtype, copy=False).tobytes())
+            done[row] = not isinstance(array, ValueError)
+            if time.monotonic() - saved > _SAVED_EVERY:
+                save()
+                saved = time.monotonic()
+    return np.flatnonzero(done).astype(np.int64), skipped
 
 
 def _check_room(path: Path, size: int = 0) -> None:
@@ -244,20 +331,23 @@ def _check_room(path: Path, size: int = 0) -> None:
         file.truncate(before)
 
 
-def _read_all(sources: Sources) -> Iterator[np.ndarray | ValueError]:
-    """Yields the arrays in order, read by as many processes as pay, under a progress bar."""
+def _read_all(sources: Sources, rows: list[int]) -> Iterator[np.ndarray | ValueError]:
+    """Yields the arrays of these rows in order, read by as many processes as pay, under a progress bar."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # a daemon, such as a worker of multiprocessing.Pool, may not have children
-    workers = 0 if current_process().daemon else min(processors, len(sources) // 256)
+    workers = 0 if current_process().daemon else min(processors, len(rows) // 256)
     loader = DataLoader(
-        sources,
+        Subset(sources, rows),
         batch_size=32,
         collate_fn=list,
         num_workers=workers,
         worker_init_fn=partial(_end_with, os.getpid()),
         generator=torch.Generator(),  # torch draws from it: a run must not depend on whether it had a cache to build
     )
-    with tqdm(total=len(sources), unit="file", unit_scale=True, desc="Caching", mininterval=0.5) as progress:
+    count = len(sources)
+    with tqdm(
+        total=count, initial=count - len(rows), unit="file", unit_scale=True, desc="Caching", mininterval=0.5
+    ) as progress:
         for arrays in loader:
             yield from arrays
             progress.update(len(arrays))
@@ -272,10 +362,3 @@ def _end_with(process: int, worker: int) -> None:
         os._exit(1)
 
     Thread(target=watch, daemon=True).start()
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Removes what a killed build of the same cache left behind; a build under way is younger."""
-    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
-        if temporary.stat().st_mtime < time.time() - _ABANDONED_AFTER:
-            temporary.unlink(missing_ok=True)

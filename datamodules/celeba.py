@@ -8,18 +8,17 @@ import random
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor
 
 from datamodules.base import training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
-from datamodules.images import Batch, ImageDataModule, Images
+from datamodules.cached_images import CachedImageDataModule, Pictures
 from datamodules.lists import read_picture_list
 from wae_lightning.lightning import rank_zero_info
 
@@ -29,7 +28,7 @@ _MD5 = {name: md5 for _, md5, name in torchvision.datasets.CelebA.file_list}
 _PAPER_TEST_SIZE = 20_000
 
 
-class CelebADataModule(ImageDataModule):
+class CelebADataModule(CachedImageDataModule):
     """CelebA (Z. Liu et al., "Deep Learning Face Attributes in the Wild", 2015), or a set in the same layout.
 
     Batches are ``(images, labels)``: float32 (B, C, S, S) in [0, 1] and int64 attributes in {0, 1}, (B, 40) or as
@@ -82,24 +81,16 @@ class CelebADataModule(ImageDataModule):
         on_device: bool | None = None,
         channels: Literal[1, 3] = 3,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_device)
+        super().__init__(batch_size, num_workers, on_device, image_size, flip, memory_budget, on_error)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
         if split not in ("official", "paper"):
             raise ValueError(f"split must be 'official' or 'paper', got {split!r}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
         self.root = Path(root)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.crop = _side_of_crop(crop)
-        self.image_size = image_size
         self.split = split
         self.attributes = attributes
-        self.flip = flip
-        self.memory_budget = memory_budget
-        self.on_error = on_error
         self.channels = channels
         self.attribute_names: list[str] = []
         """Names of the labels' columns, after ``setup``."""
@@ -114,34 +105,15 @@ class CelebADataModule(ImageDataModule):
         prepared = {"crop": self.crop, "image_size": self.image_size, "split": self.split, "channels": self.channels}
         return super().state_dict() | prepared
 
-    def prepare_data(self) -> None:
-        _ = self._cache  # opening builds it
-
     def setup(self, stage: str = "fit") -> None:
         if hasattr(self, "test_set"):
             return
-        cache = self._cache
-        labels = self._labels(cache)
-        in_memory = cache.bytes <= self.memory_budget * 1e9
-        images = cache.map() if in_memory else None
-        parts = []
-        for rows in self._rows_of_parts(cache):
-            rows = rows[torch.isin(rows, cache.good_rows)]
-            parts.append(ImagesOnDisk(cache, labels, rows) if images is None else Images(images, labels, rows))
-        self.train_set, self.val_set, self.test_set = parts
-        foreign = ", ".join(name.decode() for name in cache.tables["foreign"])
+        super().setup(stage)
+        foreign = ", ".join(name.decode() for name in self._cache.tables["foreign"])
         rank_zero_info(
-            f"Using {len(parts[0]):,} training, {len(parts[1]):,} validation and {len(parts[2]):,} test images from "
-            f"{self.folder}, {'in memory' if in_memory else 'read from disk'}. By their md5 sums, "
+            f"{self._counts()} from {self.folder}. By their md5 sums, "
             + (f"these files are not CelebA's own: {foreign}." if foreign else "the lists are CelebA's own.")
         )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        images, labels = batch
-        if self.flip and self.trainer is not None and self.trainer.training:
-            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
-        return super().on_after_batch_transfer((images, labels), dataloader_idx)
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -170,7 +142,7 @@ class CelebADataModule(ImageDataModule):
         with os.scandir(pictures) as entries:
             # lazily: to keep 200,000 results of stat takes longer than to get them
             files = ((entry.name, entry.stat()) for entry in entries)
-            key = cache_key("celeba 2", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
+            key = cache_key("celeba 3", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
         grey = "_grey" if self.channels == 1 else ""
         path = (self.cache_dir or self.folder) / f"celeba_{self.crop or 'whole'}_{self.image_size}{grey}_{key}.h5"
         return open_or_build(path, self.image_shape, "uint8", lambda: self._sources(lists, pictures), self.on_error)
@@ -206,10 +178,12 @@ class CelebADataModule(ImageDataModule):
                     f"{pictures / missing[0]}: no such picture, though {lists[0].name} names it ({len(missing)} of "
                     f"{len(names)} are missing; on_error='skip' leaves them out)"
                 )
-        files = [pictures / (there[name] or name) for name in names]
-        return _Pictures(files, self.crop, self.image_size, self.channels), tables
+        stored = [there[name] or name for name in names]
+        tables["names"] = np.array([os.fsencode(name) for name in stored])
+        return Pictures([pictures / name for name in stored], self.image_shape, self.crop or "stretch"), tables
 
-    def _rows_of_parts(self, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows_of_parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        cache = self._cache
         if self.split == "official":
             partition = torch.from_numpy(cache.tables["partition"])
             train, val, test = ((partition == part).nonzero()[:, 0] for part in range(3))
@@ -223,7 +197,11 @@ class CelebADataModule(ImageDataModule):
         train, val = training_and_validation_rows(len(rest), 0.05, seed=0)
         return rest[train], rest[val], torch.tensor(order[-test_size:])
 
-    def _labels(self, cache: Cache) -> Tensor:
+    def _names_of_rows(self) -> Sequence[str]:
+        return [os.fsdecode(name) for name in self._cache.tables["names"]]
+
+    def _labels_of_rows(self) -> Tensor:
+        cache = self._cache
         names = [name.decode() for name in cache.tables["attribute_names"]]
         wanted = names if self.attributes is None else self.attributes
         self.attribute_names = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -233,48 +211,6 @@ class CelebADataModule(ImageDataModule):
         labels = torch.from_numpy(cache.tables["attributes"]).to(torch.uint8)
         columns = [names.index(name) for name in self.attribute_names]
         return labels[:, columns[0] if isinstance(wanted, str) else columns]
-
-
-class ImagesOnDisk(Images):
-    """Like ``Images``, but a batch is read from the cache file, in the order of its rows there."""
-
-    in_memory = False
-
-    def __init__(self, cache: Cache, labels: Tensor, rows: Tensor) -> None:
-        super().__init__(torch.empty(0, *cache.shape[1:], dtype=torch.uint8), labels, rows)
-        self.cache = cache
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
-        rows = self.rows_of(indices)
-        return self.cache.read(rows), self.labels[rows].long()
-
-    def to(self, device: torch.device) -> NoReturn:
-        raise ValueError("on_device needs the images in memory, but they are read from disk: raise memory_budget")
-
-
-class _Pictures(Sources):
-    def __init__(self, files: list[Path], crop: int | None, size: int, channels: int = 3) -> None:
-        super().__init__(files, (channels, size, size), "uint8")
-        self.crop = crop
-        self.size = size
-
-    def read(self, index: int) -> np.ndarray:
-        path = self.files[index]
-        try:
-            with Image.open(path) as file:
-                picture = file.convert("RGB" if self.shape[0] == 3 else "L")
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such picture, though a list names it") from None
-        except Exception as error:  # Pillow's decoders have no common exception for damaged files
-            raise ValueError(f"{path}: not a complete picture ({error})") from None
-        if self.crop is not None:
-            width, height = picture.size
-            if min(width, height) < self.crop:
-                raise ValueError(f"{path}: {width} x {height} pixels are too few for a crop of {self.crop}")
-            left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-            picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        array = np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS))
-        return array.reshape(self.size, self.size, -1).transpose(2, 0, 1)
 
 
 def _side_of_crop(crop: str | int) -> int | None:

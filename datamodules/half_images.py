@@ -83,6 +83,11 @@ class HalfImageDataModule(ImageDataModule):
         return self.images.image_shape
 
     @property
+    def content(self) -> str | None:
+        """What the whole images show, as their data module says."""
+        return self.images.content
+
+    @property
     def observed_shape(self) -> tuple[int, int, int]:
         """Shape of one observed part: (channels, height, width)."""
         return self.parts.observed_shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ class ImageDataModule(BatchDataModule):
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: (channels, height, width)."""
         raise NotImplementedError(f"{type(self).__name__} does not say its image_shape")
+
+    @property
+    def content(self) -> str | None:
+        """What the images show, if features exist that were made for it: ``digits``; None for anything else."""
+        return None
+
+    def names(self, part: Literal["train", "val", "test"]) -> list[str] | None:
+        """File names of the pictures of a set, in the order of its loader without shuffling; None if they have none."""
+        return None
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, *rest = batch

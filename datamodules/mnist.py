@@ -115,6 +115,11 @@ class MNISTDataModule(ImageDataModule):
         """Shape of one image: (channels, height, width)."""
         return 1, 28, 28
 
+    @property
+    def content(self) -> str | None:
+        """``digits``, if the images are digits of MNIST's kind and upright."""
+        return "digits" if self.variant == "mnist" else None
+
     def prepare_data(self) -> None:
         if not self.download:
             return

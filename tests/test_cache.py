@@ -135,23 +135,100 @@ def test_cache_dir_that_is_a_file_says_so(tmp_path: Path) -> None:
         build(tmp_path / "file" / "cache.h5", Numbers(10))
 
 
-def test_killed_build_leaves_no_cache_and_is_cleaned_up_later(tmp_path: Path) -> None:
-    path = tmp_path / "cache.h5"
-    process = fork.Process(target=build, args=(path, Numbers(200, delay=0.05)))
+class Slow(Numbers):
+    """Writes down which rows are read."""
+
+    def __init__(self, notes: Path, count: int, delay: float = 0.0, broken: tuple[int, ...] = ()) -> None:
+        super().__init__(count, broken, delay)
+        self.notes = notes
+
+    def read(self, index: int) -> np.ndarray:
+        with self.notes.open("a") as notes:
+            notes.write(f"{index}\n")
+        return super().read(index)
+
+    def noted(self) -> list[int]:
+        rows = [int(row) for row in self.notes.read_text().split()]
+        self.notes.unlink()
+        return rows
+
+
+def kill_build(path: Path, sources: Slow, rows: int) -> Path:
+    """Kills a build after so many rows and returns what it leaves."""
+    process = fork.Process(target=build, args=(path, sources, "skip"))
     process.start()
-    while not list(tmp_path.glob("*.tmp")):
+    while not sources.notes.exists() or sources.notes.read_text().count("\n") < rows:
         time.sleep(0.01)
-    time.sleep(0.2)
     process.kill()
     process.join()
-    [left] = tmp_path.iterdir()
-    assert left.suffix == ".tmp"
+    [left] = path.parent.glob("*.tmp")
+    return left
+
+
+@pytest.mark.parametrize("count", [200, 2000])
+def test_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Also with worker processes, which outlive the killed one for a second."""
+    monkeypatch.setattr("datamodules.cache._SAVED_EVERY", 0.0)
+    path, sources = tmp_path / "caches" / "cache.h5", Slow(tmp_path / "notes", count, 0.002, broken=(1, count - 1))
+    left = kill_build(path, sources, count // 2)
+    time.sleep(1.5 if count > 256 else 0)
+    assert count // 2 <= len(sources.noted()) < count
+    left_again = kill_build(path, sources, count // 8)
+    assert left_again == left
+    time.sleep(1.5 if count > 256 else 0)
+    sources.noted()
+    with pytest.warns(UserWarning, match=rf"2 of {count} files were skipped: 1.jpg: broken; {count - 1}.jpg: broken"):
+        cache = build(path, sources, "skip")
+    read = sources.noted()
+    assert read[0] == 1  # what could not be read is tried again
+    assert len(read) < 0.6 * count
+    assert read[-1] == count - 1
+    assert list(path.parent.iterdir()) == [path]
+    alone = tmp_path / "alone.h5"
+    with pytest.warns(UserWarning, match="skipped"):
+        expected = build(alone, Numbers(count, broken=(1, count - 1)), "skip")
+    assert torch.equal(cache.map(), expected.map())
+    assert torch.equal(cache.good_rows, expected.good_rows)
+    assert cache.skipped == expected.skipped
+    assert cache.tables.keys() == expected.tables.keys()
+
+
+def test_interrupted_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.cache._SAVED_EVERY", 0.0)
+
+    class Interrupted(Slow):
+        def read(self, index: int) -> np.ndarray:
+            if index == 150:
+                raise KeyboardInterrupt
+            return super().read(index)
+
+    path = tmp_path / "cache.h5"
+    with pytest.raises(KeyboardInterrupt):
+        build(path, Interrupted(tmp_path / "notes", 200))
+    assert len(list(tmp_path.glob("*.tmp"))) == 1
+    sources = Slow(tmp_path / "notes", 200)
+    sources.noted()
+    assert holds_numbers(build(path, sources))
+    assert 50 <= len(sources.noted()) <= 50 + 32
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "other rows"])
+def test_useless_remains_are_left_alone_and_removed_later(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "caches" / "cache.h5"
+    left = kill_build(path, Slow(tmp_path / "notes", 200, 0.005), 50)
+    if damage == "other rows":
+        with h5py.File(left, "r+") as file:
+            del file["done"]
+            file["done"] = np.zeros(3, np.uint8)
+    else:
+        left.write_bytes({"empty": b"", "text": b"Hello", "truncated": left.read_bytes()[:5000]}[damage])
     assert holds_numbers(build(path, Numbers(200)))
-    assert left.exists()  # so young, it might be another process at work
+    assert left.exists()  # so young, it might be another process that begins
     path.unlink()
     os.utime(left, (0, time.time() - 7200))
     assert holds_numbers(build(path, Numbers(200)))
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pytorch_lightning import LightningModule, Trainer, seed_everything
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from datamodules import CelebADataModule
-from datamodules.celeba import ImagesOnDisk, _shuffled_as_in_the_paper
+from datamodules.cached_images import ImagesOnDisk
+from datamodules.celeba import _shuffled_as_in_the_paper
 
 ATTRIBUTES = ["Bald", "Male", "Smiling"]
 

@@ -10,7 +10,7 @@ from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.cli import evaluate as command
 from wae_lightning.cli import train
-from wae_lightning.evaluation import clouds, evaluate
+from wae_lightning.evaluation import clouds, evaluate, images
 from wae_lightning.lightning import LightningDataModule
 from wae_lightning.networks import ConvDecoder, ConvEncoder, FullyConnectedDecoder, PointNetClassifier, PointNetEncoder
 
@@ -49,6 +49,10 @@ data:
 """
 
 
+def no_inception(weights):
+    raise ValueError("no weights here")
+
+
 def small_model():
     encoder, decoder = ConvEncoder((1, 28, 28), 4, width=0.02), ConvDecoder(4, (1, 28, 28), width=0.02)
     return WAEMMD(latent_dim=4, encoder=encoder, decoder=decoder).eval()
@@ -62,7 +66,15 @@ def test_a_model_of_ones_own_data_module_is_trained_and_measured(tmp_path, monke
     (tmp_path / "my.yaml").write_text(CONFIG)
     train.main(["--config=my.yaml", "--max_epochs=1", "--enable_progress_bar=false"])
     run = "runs/my/version_0"
-    command.main([run, "--import", "strange_stripes", "--num_samples=12", "--data.batch_size=5"])
+    # stripes are no digits, though they have their shape: that classifier is for those who ask for it
+    monkeypatch.setattr(images, "InceptionFeatures", no_inception)
+    command.main([run, "--import", "strange_stripes", "--num_samples=12"])
+    printed = capsys.readouterr().out
+    assert "no weights here. FID, KID, precision and recall are left out." in printed
+    assert "psnr" in printed
+    assert "_digits_" not in printed
+    flags = ["--num_samples=12", "--data.batch_size=5", "--features=digits"]
+    command.main([run, "--import", "strange_stripes", *flags])
     printed = capsys.readouterr().out
     assert "A mixture of 50 does not fit to 12 codes: its rows are left out." in printed
     assert "fid_digits_12_mixture_of_10_fitted_to_codes" in printed
@@ -76,11 +88,20 @@ def test_measuring_leaves_the_data_module_as_it_was():
     model = small_model()
     results = evaluate(model, data, num_samples=30)
     assert data.batch_size == 77
-    images = data.test_set.images.float() / 255
+    x = data.test_set.images.float() / 255
     with torch.no_grad():
-        expected = (model(images) - images).square().mean().item()
+        expected = (model(x) - x).square().mean().item()
     assert results["mse"] == pytest.approx(expected, rel=1e-4)
     assert evaluate(model, data, num_samples=30) == results
+
+
+@pytest.mark.parametrize(
+    ("content", "weights", "expected"),
+    [("digits", None, "digits"), (None, None, None), ("digits", "weights.pth", "inception"), ("shirts", None, None)],
+)
+def test_only_digits_are_compared_by_the_digit_classifier(monkeypatch, content, weights, expected):
+    monkeypatch.setattr(images, "InceptionFeatures", lambda weights: no_inception(weights) if weights is None else 1)
+    assert images.choose_features("auto", (1, 28, 28), weights, content)[0] == expected
 
 
 def test_what_cannot_be_measured_is_said():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from wae_lightning.cli.generate import main
+from datamodules import ModelNet40DataModule
+from wae_lightning import PointNetWAE
+from wae_lightning.cli.generate import main, read_images, read_inputs, write_ply
 from wae_lightning.cli.load import load_model
 
 POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
@@ -109,6 +111,84 @@ def test_pictures_of_any_size_are_reconstructed(digits, tmp_path):
         assert grid.size == (10 * 30 + 2, 4 * 30 + 2)
 
 
+def test_pictures_of_any_depth_are_read_alike(tmp_path):
+    """A grey of 8 bits, of 16, as floats, and a turned photograph, the right way up."""
+    grey = np.linspace(10, 240, 28, dtype=np.uint8).repeat(28).reshape(28, 28)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray((grey / 255).astype(np.float32)).save(tmp_path / "float.tif")
+    turned, note = Image.fromarray(np.rot90(grey)), Image.Exif()
+    note[0x0112] = 6  # to be turned clockwise
+    turned.save(tmp_path / "turned.png", exif=note)
+    for name in ("8.png", "16.png", "float.tif", "turned.png"):
+        images = read_images(tmp_path / name, (1, 28, 28))
+        assert images.shape == (1, 1, 28, 28)
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images[0, 0], torch.tensor(grey / 255, dtype=torch.float32), msg=name)
+
+
+@pytest.mark.parametrize("ending", ["off", "ply", "txt", "npy", "npz"])
+def test_clouds_of_any_format_are_normalized_as_the_training_data_was(clouds, tmp_path, ending):
+    """By the definition of each normalization, on a cloud that lies far away."""
+    points = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32) * 3 + 50
+    path = tmp_path / f"cloud.{ending}"
+    rows = "\n".join(" ".join(map(str, point)) for point in points) + "\n"
+    if ending == "off":
+        path.write_text(f"OFF\n64 0 0\n{rows}")
+    elif ending == "ply":
+        write_ply(torch.from_numpy(points), path)
+    elif ending == "txt":
+        path.write_text(rows)
+    else:
+        (np.save if ending == "npy" else lambda path, x: np.savez(path, samples=x))(path, points)
+    middle = (points.min(0) + points.max(0)) / 2
+    centred = points - points.mean(0)
+    content = torch.load(clouds, weights_only=True)
+    for how, expected in (
+        (None, centred / np.linalg.norm(centred, axis=1).max()),
+        ("unit_sphere", centred / np.linalg.norm(centred, axis=1).max()),
+        ("unit_box", (points - middle) / (points.max(0) - points.min(0)).max()),
+        ("whole_set", (points - np.array([1.0, 2.0, 3.0])) / 4),
+        ("none", points),
+    ):
+        content["datamodule_hyper_parameters"].pop("normalization", None)
+        if how is not None:
+            content["datamodule_hyper_parameters"]["normalization"] = how
+        content["ModelNet40DataModule"] |= {"center": [1.0, 2.0, 3.0], "size": 4.0}
+        torch.save(content, tmp_path / "model.ckpt")
+        read = read_inputs([path], tmp_path / "model.ckpt", PointNetWAE(latent_dim=4), (64, 3))
+        torch.testing.assert_close(read[0], torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"center": [1.0, 2.0, 3.0]}, {"center": [1.0], "size": 1.0}, {"center": [0.0] * 3, "size": 0.0}]
+)
+def test_a_set_whose_size_is_unknown_normalizes_no_inputs(clouds, tmp_path, capsys, state):
+    content = torch.load(clouds, weights_only=True)
+    content["datamodule_hyper_parameters"]["normalization"] = "whole_set"
+    content["ModelNet40DataModule"] = state
+    torch.save(content, tmp_path / "model.ckpt")
+    np.savez(tmp_path / "a.npz", samples=np.ones((1, 64, 3)))
+    flags = ["--out", str(tmp_path / "out.npz")]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model.ckpt"), "--what", "reconstruction", "--inputs", str(tmp_path / "a.npz"), *flags])
+    assert "normalized as whole_set, by a center and a size that it does not hold" in capsys.readouterr().err
+    main([str(tmp_path / "model.ckpt"), "--num_samples", "2", *flags])
+
+
+def test_a_trained_set_normalizes_inputs_by_its_own_size(trained, tmp_path):
+    checkpoint = trained("modelnet40_pointnet", *POINTS, "--data.normalization=whole_set")
+    arguments = torch.load(checkpoint, weights_only=True)["datamodule_hyper_parameters"]
+    data = ModelNet40DataModule(**{name: value for name, value in arguments.items() if not name.startswith("_")})
+    assert data.normalization == "whole_set"
+    data.setup()
+    points = torch.randn(1, 64, 3).double()
+    np.save(tmp_path / "a.npy", points.numpy())
+    read = read_inputs([tmp_path / "a.npy"], checkpoint, PointNetWAE(latent_dim=4), (64, 3))
+    expected = (points - torch.tensor(data.moments["center"])) / data.moments["size"]
+    torch.testing.assert_close(read, expected.float())
+
+
 def test_point_clouds_are_written_as_arrays_ply_and_pictures(clouds, tmp_path):
     main([str(clouds), "--num_samples", "2", "--out", str(tmp_path / "a.npz")])
     samples = samples_of(tmp_path / "a.npz")
@@ -149,6 +229,7 @@ def test_a_conditional_model_completes_pictures(conditional, tmp_path):
         (["--what", "completion"], "WAEMMD is not a conditional model"),
         (["--what", "reconstruction", "--inputs", "nowhere.png"], "--inputs nowhere.png: no such file"),
         (["--what", "reconstruction", "--inputs", "text.png"], "text.png: not a picture that can be read"),
+        (["--what", "reconstruction", "--inputs", "bright.tif"], "bright.tif: expected pixels of 8 or 16 bits or fl"),
         (["--what", "reconstruction", "--inputs", "text.npz"], "text.npz: not an NPZ file of plain arrays"),
         (
             ["--what", "reconstruction", "--inputs", "shape.npz"],
@@ -169,6 +250,7 @@ def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, fla
     monkeypatch.chdir(tmp_path)
     for name in ("text.png", "text.npz"):
         (tmp_path / name).write_text("no picture")
+    Image.fromarray(np.full((9, 9), 7.5, dtype=np.float32)).save("bright.tif")
     np.savez("shape.npz", samples=np.zeros((2, 28, 28)))
     np.savez("name.npz", pictures=np.zeros((2, 1, 28, 28)))
     np.savez("range.npz", samples=np.linspace(0, 255, 784).reshape(1, 1, 28, 28))
@@ -191,7 +273,8 @@ def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, fla
 
 def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys):
     content = torch.load(digits, weights_only=True)
-    del content["training_codes"]
+    [codes] = [name for name in content["state_dict"] if name.endswith("_extra_state")]
+    content["state_dict"][codes] = {}
     torch.save(content, tmp_path / "old.ckpt")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "old.ckpt"), "--sampler", "gmm"])

@@ -113,7 +113,8 @@ def test_each_epoch_shows_all_images_in_another_order_which_the_seed_fixes(tmp_p
 
     def epochs():
         seed_everything(1, verbose=False)
-        return [torch.cat([images for images, _ in data.train_dataloader()]) for _ in range(2)]
+        loader = data.train_dataloader()
+        return [torch.cat([images for images, _ in loader]) for _ in range(2)]
 
     first, second = epochs()
     assert not torch.equal(first, second)

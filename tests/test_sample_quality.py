@@ -57,7 +57,7 @@ def test_other_data_is_not_measured_and_that_is_said(tmp_path):
     loader.setup()
     images = torch.utils.data.DataLoader(torch.rand(8, 1, 28, 28), 4)
     fitting = trainer(tmp_path, callbacks=[SampleQuality()])
-    with pytest.warns(UserWarning, match="this run has the variant None: nothing is measured"):
+    with pytest.warns(UserWarning, match="this run's content is None: nothing is measured"):
         fitting.fit(small(), images, images)
     assert "val/fid_digits_1k" not in fitting.callback_metrics
 

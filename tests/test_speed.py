@@ -18,7 +18,7 @@ from benchmarks.turns import Options
 from helpers import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
-from datamodules.celeba import ImagesOnDisk
+from datamodules.cached_images import ImagesOnDisk
 from wae_lightning import WAEGAN, WAEMMD
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wae_lightning.base import WAE
 from wae_lightning.costs import ChamferDistance, Cost, check_point_sets
+from wae_lightning.kernels import squared_distances
 from wae_lightning.lightning import rank_zero_warn
 from wae_lightning.networks.pointnet import FullyConnectedDecoder, PointNetEncoder
 from wae_lightning.noise import EncoderNoise
@@ -156,7 +157,8 @@ class PointNetWAE(WAE):
         scale = x.new_ones(x.shape[0], 1, 1)
         if "rotation" in self.invariance:
             rotation = upright_pose(x, self.up_axis)
-            x = x @ rotation
+            with full_float32(x.device):
+                x = x @ rotation
         if "scale" in self.invariance:
             scale = x.square().sum(2).mean(1).sqrt().clamp(min=1e-12).view(-1, 1, 1)
             x = x / scale
@@ -173,7 +175,9 @@ class PointNetWAE(WAE):
         if not self.invariance:
             return super().forward(x)
         posed, rotation, scale = self._into_pose(x)
-        return super().forward(posed) * scale @ rotation.transpose(1, 2)
+        reconstruction = in_full_precision(super().forward(posed))
+        with full_float32(x.device):
+            return reconstruction * scale @ rotation.transpose(1, 2)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions (B, num_points, 3)."""
@@ -230,7 +234,8 @@ class PointNetWAE(WAE):
         code = code.float()
         codes = torch.cat([code, self.memory.latest(self.coupled_codes - len(code), like=code)])
         draws = self.prior_like(codes)
-        distances = torch.cdist(codes, draws).square()
+        with full_float32(codes.device):
+            distances = squared_distances(codes, draws)
         assigned = torch.from_numpy(linear_sum_assignment(distances.cpu().numpy())[1])
         return draws[assigned[: len(code)].to(draws.device)]
 

@@ -41,10 +41,8 @@ class Regression(ConditionalWAE):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(penalty=NoPenalty(), match="marginal", noise=EncoderNoise(), **arguments)
 
-    def _codes_and_cost(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, y = pair
-        z = x.new_zeros(len(x), self.latent_dim)
-        return z, self.cost(y, self.decode(x, z)).mean()
+    def draw_codes(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[0].new_zeros(len(pair[0]), self.latent_dim)
 
     def complete(self, x: Tensor, n: int = 1, z: Tensor | None = None, generator: Any = None) -> Tensor:
         return super().complete(x, 1, z=x.new_zeros(1, self.latent_dim)).expand(-1, n, -1, -1, -1)
@@ -59,12 +57,18 @@ class CVAE(ConditionalWAE):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(penalty=NoPenalty(), match="marginal", noise=GaussianNoise(), **arguments)
 
-    def _codes_and_cost(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, y = pair
-        mean, std = self.posterior(x, y)
+    def draw_codes(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """Rows (z, mean, standard deviation)."""
+        mean, std = self.posterior(*pair)
+        return torch.cat([mean + std * torch.randn_like(mean), mean, std], dim=1)
+
+    def terms(self, pair: tuple[Tensor, Tensor], code: Tensor) -> dict[str, Tensor]:
+        z, mean, std = code.chunk(3, dim=1)
         divergence = 0.5 * (mean.square() + std.square() - 1).sum(1) - std.log().sum(1)
-        z = mean + std * torch.randn_like(mean)
-        return z, (self.cost(y, self.decode(x, z)) + self.cost.scale * divergence).mean()
+        return {**super().terms(pair, z), "divergence": divergence.mean()}
+
+    def term_weights(self) -> dict[str, float]:
+        return {**super().term_weights(), "divergence": self.cost.scale}
 
 
 class CriticAndMMD(Adversarial):

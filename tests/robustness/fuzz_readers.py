@@ -37,10 +37,10 @@ from PIL import Image
 
 from datamodules import CelebADataModule
 from datamodules.cache import Cache
-from datamodules.celeba import _Pictures
 from datamodules.cloud_sets import CloudSources, read_clouds
 from datamodules.idx import read_idx
 from datamodules.mnist import read_digits
+from datamodules.pictures import read_picture
 from wae_lightning import WAEMMD
 from wae_lightning.cli import generate
 from wae_lightning.cli.errors import explain_mistake
@@ -422,7 +422,7 @@ READERS = {
     "HDF5 point clouds": Reader(write_clouds, lambda path: read_clouds(path, 40), wrong_hdf5(["data", "label"])),
     "OFF": Reader(write_meshes, lambda path: CloudSources([path], 32).read(0), is_text=True),
     "CelebA lists": Reader(write_celeba, read_celeba, is_text=True),
-    "CelebA pictures": Reader(write_pictures, lambda path: _Pictures([path], 40, 16).read(0)),
+    "CelebA pictures": Reader(write_pictures, lambda path: read_picture(path, (3, 16, 16), 40)),
     "cache": Reader(
         write_cache,
         read_cache,

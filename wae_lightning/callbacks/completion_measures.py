@@ -36,9 +36,8 @@ class MeasureCompletions(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model: Any = pl_module
-        images = getattr(getattr(trainer, "datamodule", None), "images", None)
-        digits = model.parts.image_shape == (1, 28, 28) and getattr(images, "variant", "mnist") == "mnist"
-        classifier = DigitClassifier.pretrained() if digits else None
+        content = getattr(getattr(trainer, "datamodule", None), "content", None)
+        classifier = DigitClassifier.pretrained() if content == "digits" else None
         self._completions = CompletionMetrics(model.parts.mask, classifier).to(model.device)
         self._dependence = CodeDependence().to(model.device)
         self._left = -(-self.likelihood_images // trainer.world_size)

@@ -51,11 +51,11 @@ class SampleQuality(Callback):
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         self._distance, self._has_real = None, False
-        variant = getattr(getattr(trainer, "datamodule", None), "variant", None)
-        if variant != "mnist" or not hasattr(pl_module, "sample"):
+        content = getattr(getattr(trainer, "datamodule", None), "content", None)
+        if content != "digits" or not hasattr(pl_module, "sample"):
             rank_zero_warn(
-                "SampleQuality measures samples of MNIST's digits, by a data module whose variant is mnist; "
-                f"this run has the variant {variant}: nothing is measured"
+                "SampleQuality measures samples of MNIST's digits, by a data module whose content is 'digits'; "
+                f"this run's content is {content!r}: nothing is measured"
             )
             return
         with torch.random.fork_rng([]):  # layers draw weights before they get theirs

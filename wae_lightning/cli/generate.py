@@ -8,9 +8,9 @@
 
 The ending of --out says how it is written: .png a picture of all, .gif frames of an interpolation, .npz the array
 ``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)), .ply one point cloud, no ending a folder with a
-PNG (or a PLY) for each. Inputs are pictures, which are cropped to the middle and resized to the model's size, or files
-.npz with an array ``samples``; for point clouds .off or .npz, turned as the training data was. Nothing but the
-checkpoint is needed.
+PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the middle and resized to the model's
+size, or files .npz with an array ``samples``. Of point clouds they are meshes or points (.off, .ply, .npy, .npz, .txt),
+turned as the training data was, and are normalized as that was. Nothing but the checkpoint is needed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image, to_tensor
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from datamodules.off import read_off, sample_surface
+from datamodules.clouds import read_cloud
+from datamodules.pictures import read_picture
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE
 from wae_lightning.callbacks import draw_point_sets
+from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
 from wae_lightning.cli.load import import_modules, load_model
@@ -85,42 +87,53 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Tensor:
         if images.min() < 0 or images.max() > 1:
             raise UsageError(f"{path}: images must lie in [0, 1], found [{images.min():.4g}, {images.max():.4g}]")
         return images
+    channels, height, width = shape
     try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if shape[0] == 1 else "RGB")
-    except Exception as error:  # Pillow's decoders have no common exception for damaged files
-        raise UsageError(f"{path}: not a picture that can be read ({error})") from None
-    fitted = ImageOps.fit(picture, (shape[2], shape[1]), Image.Resampling.BILINEAR)
-    return to_tensor(fitted).unsqueeze(0)  # type: ignore[no-any-return]
+        picture = read_picture(path, (channels, height, width))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return torch.tensor(picture).unsqueeze(0).float() / 255
 
 
-def read_clouds(path: Path, num_points: int) -> Tensor:
-    """Reads point clouds (N, P, 3), centred and in the unit ball as ModelNet40DataModule gives them."""
-    if path.suffix == ".npz":
-        clouds = read_array(path, (None, 3))
-    elif path.suffix == ".off":
-        points = sample_surface(*read_off(path), num_points, np.random.default_rng(0))
-        clouds = torch.from_numpy(points).unsqueeze(0)
-    else:
-        raise UsageError(f"{path}: point clouds are read from .npz and .off files")
-    clouds = clouds - clouds.mean(1, keepdim=True)
-    radius: Tensor = torch.linalg.vector_norm(clouds, dim=2).amax(1).clamp(min=1e-12)
-    return clouds / radius.view(-1, 1, 1)
+def read_normalization(ckpt: Path) -> dict[str, Any]:
+    """Reads how the training clouds of a checkpoint were normalized, as arguments of ``read_cloud``.
+
+    Raises:
+        UsageError: If they were normalized by numbers that the checkpoint does not hold.
+    """
+    checkpoint = read_checkpoint(ckpt)
+    arguments = checkpoint.get("datamodule_hyper_parameters")
+    how = arguments.get("normalization", "unit_sphere") if isinstance(arguments, dict) else "unit_sphere"
+    if how != "whole_set":
+        return {"normalization": how}
+    for state in checkpoint.values():  # that of the data module stands under the name of its class
+        center, size = (state.get(name) if isinstance(state, dict) else None for name in ("center", "size"))
+        numbers = [*center, size] if isinstance(center, list) else []
+        if len(numbers) == 4 and all(isinstance(n, float) and math.isfinite(n) for n in numbers) and numbers[3] > 0:
+            return {"normalization": how, "center": center, "size": size}
+    raise UsageError(
+        f"{ckpt}: its training clouds were normalized as whole_set, by a center and a size that it does not hold: "
+        "--inputs cannot be"
+    )
 
 
-def read_inputs(paths: list[Path], model: WAE, shape: tuple[int, ...]) -> Tensor:
-    """Reads all inputs of a model with outputs of ``shape``.
+def read_inputs(paths: list[Path], ckpt: Path, model: WAE, shape: tuple[int, ...]) -> Tensor:
+    """Reads all inputs of a model, which comes from ``ckpt``, with outputs of ``shape``.
 
     Raises:
         UsageError: If a file is missing or cannot be an input of the model.
+        ValueError: If a file is damaged, or is not what its ending says.
     """
     if not paths:
         raise UsageError("--inputs FILE ... is needed for this")
     for path in paths:
         if not path.is_file():
             raise UsageError(f"--inputs {path}: no such file")
-    clouds = isinstance(model, PointNetWAE)
-    parts = [read_clouds(path, shape[0]) if clouds else read_images(path, shape) for path in paths]
+    if isinstance(model, PointNetWAE):
+        normalization = read_normalization(ckpt)
+        parts = [read_cloud(path, shape[0], **normalization) for path in paths]
+    else:
+        parts = [read_images(path, shape) for path in paths]
     if len({part.shape[1:] for part in parts}) > 1:
         raise UsageError("--inputs: all point clouds must have the same number of points")
     return torch.cat(parts)
@@ -157,7 +170,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     if isinstance(model, ConditionalWAE):
         if what not in ("completion", "reconstruction"):
             raise UsageError(f"--what {what}: a conditional model needs --what completion and --inputs")
-        images = read_inputs(inputs, model, model.parts.image_shape)
+        images = read_inputs(inputs, arguments.ckpt, model, model.parts.image_shape)
         x, y = model.parts.split(images)
         if what == "reconstruction":
             return torch.stack([images, model.join(x, model(x, y))])
@@ -173,12 +186,12 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             raise UsageError(f"--sampler gmm: {error}") from None
     shape = tuple(model.sample(1).shape[1:])
     if what == "reconstruction":
-        x = read_inputs(inputs, model, shape)
+        x = read_inputs(inputs, arguments.ckpt, model, shape)
         pair = x, apply_in_batches(model, x)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
         raise UsageError(f"--inputs: the model puts out {shape[0]} points, the inputs have {x.shape[1]}")
-    z = apply_in_batches(model.encode, read_inputs(inputs, model, shape)) if inputs else None
+    z = apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape)) if inputs else None
     if what == "interpolation":
         z = sampler.sample(arguments.num_samples, generator) if z is None else z
         if len(z) < 2:
@@ -293,9 +306,8 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known = parser.parse_args(arguments)
     try:
         import_modules(known.modules)
-        rows = (
-            draw(load_model(find_checkpoint(known.ckpt), known.modules), known.what, known.inputs, known).float().cpu()
-        )
+        known.ckpt = find_checkpoint(known.ckpt)
+        rows = draw(load_model(known.ckpt, known.modules), known.what, known.inputs, known).float().cpu()
         write(rows, known.what, known.out)
     except (FileNotFoundError, ValueError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)

@@ -56,7 +56,7 @@ def evaluate_completions(model: ConditionalWAE, data: Any, seed: int) -> dict[st
     torch.manual_seed(seed)
     data.prepare_data()
     data.setup("fit")
-    if model.parts.image_shape == (1, 28, 28):
+    if getattr(data, "content", None) == "digits":
         model.label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     (measured,) = trainer.test(model, data, verbose=False)

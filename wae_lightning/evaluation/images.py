@@ -72,14 +72,16 @@ class InceptionFeatures(nn.Module):
 
 
 def choose_features(
-    wanted: str, shape: tuple[int, ...], weights: Path | None
+    wanted: str, shape: tuple[int, ...], weights: Path | None, content: str | None = None
 ) -> tuple[str, nn.Module] | tuple[None, None]:
     """Chooses the features in which images are compared.
 
     Args:
-        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for images of its shape, else Inception.
+        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for digits, unless there are ``weights``;
+            Inception for all else.
         shape: (channels, height, width).
         weights: File of the Inception network's weights; None: torch-fidelity's cache, or its download.
+        content: What the images show, if their data module says so: ``digits``.
 
     Returns:
         Name and network, or None twice, with a sentence on the terminal, if there is none for these images.
@@ -87,7 +89,7 @@ def choose_features(
     Raises:
         ValueError: If the extractor that the user asked for cannot be had.
     """
-    if wanted == "digits" or (wanted == "auto" and shape == (1, 28, 28) and weights is None):
+    if wanted == "digits" or (wanted == "auto" and content == "digits" and weights is None):
         if shape != (1, 28, 28):
             raise ValueError(f"features digits: the classifier takes images of (1, 28, 28), these are {shape}")
         return "digits", DigitFeatures()
@@ -179,7 +181,7 @@ def evaluate_images(
             data.setup(stage)
         shape = getattr(data, "image_shape", None) or tuple(next(read_test_images(data)).shape[1:])
         codes = read_training_codes(model, data, num_samples)
-        name, extractor = choose_features(features, shape, inception_weights)
+        name, extractor = choose_features(features, shape, inception_weights, getattr(data, "content", None))
         results = {}
         if name is not None and extractor is not None:
             results = compare_samples(model, data, codes, name, extractor, sizes, seed, generator)
