@@ -22,7 +22,7 @@ from wae_lightning.cli import train
 from wae_lightning.cli.flags import CONFIGS
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
 from wae_lightning.image_parts import ImageParts
-from wae_lightning.joint_mmd import JointMMD, joint_mmd
+from wae_lightning.joint_mmd import CodesAndFeatures, JointMMD, joint_mmd
 from wae_lightning.kernels import RBF, InverseMultiquadric, Kernel
 from wae_lightning.networks import (
     ConditionalConvDecoder,
@@ -325,9 +325,10 @@ def test_convolutional_networks_take_every_part(observed):
 # ---- likelihoods ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
-def test_importance_weights_against_the_densities_of_torch(noise):
-    model = small(noise=noise).eval()
+def test_importance_weights_against_the_densities_of_torch(noise, scale):
+    model = small(noise=noise, prior=Normal(3, scale)).eval()
     x, y = model.parts.split(images())
     torch.manual_seed(3)
     weights = model.log_weights(x, y, 6)
@@ -337,17 +338,19 @@ def test_importance_weights_against_the_densities_of_torch(noise):
     z = mean.unsqueeze(1) + std.unsqueeze(1) * torch.randn(4, 6, 3)
     for k in range(6):
         likelihood = -BinaryCrossEntropy()(y, model.decode(x, z[:, k]))
-        prior = torch.distributions.Normal(0, 1).log_prob(z[:, k]).sum(1)
+        prior = torch.distributions.Normal(0, scale).log_prob(z[:, k]).sum(1)
         torch.testing.assert_close(weights[:, k], likelihood + prior - q.log_prob(z).sum(2)[:, k], rtol=1e-4, atol=1e-3)
 
 
-def test_the_posterior_is_what_the_encoder_draws_from():
-    model = small(noise=FixedNoise(0.5)).eval()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
+def test_the_posterior_is_what_the_encoder_draws_from(noise, scale):
+    model = small(noise=noise, prior=Normal(3, scale)).eval()
     x, y = (part[:1].expand(20_000, -1, -1, -1) for part in model.parts.split(images(1)))
     mean, std = model.posterior(x[:1], y[:1])
     z = model.encode(x, y, noise=True)
-    torch.testing.assert_close(z.mean(0), mean[0], atol=0.02, rtol=0)
-    torch.testing.assert_close(z.std(0), std[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(z.mean(0), mean[0], atol=0.02 * scale, rtol=0)
+    torch.testing.assert_close(z.std(0), std[0], atol=0.02 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("noise", [EncoderNoise(), InputNoise()])
@@ -564,3 +567,28 @@ def test_inputs_that_do_not_fit(tmp_path):
 def test_data_that_does_not_fit(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
         pl.Trainer(default_root_dir=tmp_path, **SHORT).fit(small(), data)
+
+
+# ---- priors of another scale ----------------------------------------------------------------------------------------
+
+
+def test_the_scale_of_the_prior_counts():
+    model = small(prior=Normal(3, 2.0)).eval()
+    x, y = model.parts.split(images())
+    own = model.complete(x, 5, generator=torch.Generator().manual_seed(1))
+    z = 2 * torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(own.flatten(0, 1), model.decode(x.repeat_interleave(5, 0), z))
+    # both parts of what the critic sees: codes of the scale, features of variance 1
+    joint = CodesAndFeatures(Normal(3, 2.0), 4)
+    assert (joint.latent_dim, joint.scale) == (7, 2.0)
+    both = torch.cat([2 * torch.randn(2, 100_000, 3), torch.randn(2, 100_000, 4)], 2)
+    expected = (both[0] - both[1]).square().sum(1).mean().item()
+    assert joint.expected_squared_distance == pytest.approx(expected, rel=0.02)
+    # the draws that codes are compared with
+    compared = model.compared((x, y), model.draw_codes((x, y)))
+    torch.manual_seed(4)
+    draws = model.prior_like(compared)
+    torch.manual_seed(4)
+    torch.testing.assert_close(draws[:, :3], 2 * torch.randn(4, 3))
+    assert torch.equal(draws[:, 3:], compared[:, 3:])

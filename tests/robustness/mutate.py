@@ -28,7 +28,7 @@ from faults import FAULTS, Fault
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 300  # seconds; a fault may also make the tests hang
 LIBRARIES = (
-    "h5py", "hypothesis", "jsonargparse", "lightning.pytorch", "matplotlib.figure", "PIL.Image", "pytest",
+    "h5py", "hypothesis", "jsonargparse", "matplotlib.figure", "PIL.Image", "pytest",
     "pytorch_lightning", "scipy.stats", "sklearn.mixture", "torch", "torch.utils.tensorboard", "torchmetrics.image",
     "torchvision", "yaml",
 )  # fmt: skip
