@@ -506,8 +506,8 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
     ("arguments", "message"),
     [
         ({"fraction": 0.0}, "fraction must be between 0 and 1"),
-        ({"fraction": 1.0}, "fraction leaves nothing"),
-        ({"fraction": 0.01}, "fraction leaves nothing"),
+        ({"fraction": 1.0}, "fraction must be between 0 and 1, got 1.0"),
+        ({"fraction": 0.01}, "fraction must leave both parts"),
         ({"observed": "middle"}, "observed must be one of top, bottom"),
         ({"image_shape": (28, 28)}, "image_shape must be"),
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),

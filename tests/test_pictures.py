@@ -34,21 +34,14 @@ class Kept(ImagePictures):
         return super().draw(model, inputs)
 
 
-class Foreign(WAEMMD):
-    """Takes batches as a dict, and has no ``inputs_of``."""
+class Named(WAEMMD):
+    """Takes batches as a dict with a name of its own for the input."""
 
-    input_key = "pixels"
-
-    def _input(self, batch):
-        return super()._input(batch["pixels"] if isinstance(batch, dict) else batch)
-
-    def _check_batch_size(self, batch): ...
-
-    def validation_step(self, batch, batch_idx, dataloader_idx=0):
-        return super().validation_step(batch, batch_idx)
+    def __init__(self, **arguments):
+        super().__init__(input_key="pixels", **arguments)
 
 
-class Inverted(Foreign):
+class Inverted(WAEMMD):
     """Says itself what the inputs of a batch are."""
 
     def inputs_of(self, batch):
@@ -70,7 +63,7 @@ def loader(kind, images=IMAGES, batch_size=3):
     [
         ("tensor", WAEMMD, IMAGES[:4]),
         ("tuple", WAEMMD, IMAGES[:4]),
-        ("dict", Foreign, IMAGES[:4]),
+        ("dict", Named, IMAGES[:4]),
         ("dict", Inverted, 1 - IMAGES[:4]),
     ],
     ids=["tensor", "tuple", "dict", "inputs_of"],
@@ -90,7 +83,7 @@ def test_of_several_validation_loaders_the_first_is_drawn(tmp_path):
     pictures, codes = Kept(columns=2), CodePictures(15)
     loaders = [loader("tuple"), loader("tuple", 1 - IMAGES[:6])]
     fitting = trainer(tmp_path, callbacks=[pictures, codes], limit_val_batches=1.0)
-    fitting.fit(small(Foreign), loader("tuple"), loaders)
+    fitting.fit(small(), loader("tuple"), loaders)
     assert torch.equal(pictures.inputs, IMAGES[:4])
     assert codes.kept()["labels"].tolist() == [*range(10), *range(5)]
 
@@ -150,7 +143,7 @@ def test_drawing_changes_neither_weights_nor_the_random_state(tmp_path):
         torch.manual_seed(0)
         model = small(Own)
         trainer(tmp_path, callbacks=callbacks, max_epochs=2).fit(model, loader("tuple"), loader("tuple"))
-        after.append([*model.state_dict().values(), torch.get_rng_state()])
+        after.append([*model.parameters(), *model.buffers(), torch.get_rng_state()])
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
 
 

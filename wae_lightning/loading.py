@@ -120,7 +120,7 @@ def _read(path: Any, weights_only: bool) -> tuple[str, dict[str, Any]]:
     if weights_only:
         checkpoint = read_plain(content, name)
     else:
-        checkpoint = torch.load(content, map_location="cpu", weights_only=False)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=weights_only)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{name}: not a checkpoint of Lightning")
     return name, checkpoint

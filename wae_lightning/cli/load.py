@@ -52,7 +52,7 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> WAE:
         UsageError: If the file is not a checkpoint of one of our models, or names classes that are not trusted.
     """
     try:
-        model: WAE = WAE.load_from_checkpoint(path, trust=trust)
+        model: WAE = WAE.load_from_checkpoint(path, weights_only=True, trust=trust)
         return model.eval()
     except ValueError as error:
         raise UsageError(str(error)[:600]) from None

@@ -287,14 +287,16 @@ def _root(weights: Tensor, slope: Tensor, offset: Tensor, z: Tensor) -> Tensor:
         quantiles = (z.unsqueeze(1) - offset) / slope
         low, high = quantiles.min(1).values, quantiles.max(1).values
         x = (weights * quantiles).sum(1)
-        for _ in range(60):
+        for step in range(100):
             z_of_x, derivative = z_and_derivative(x)
             # the step after the loop squares what is left of the error
             if (((z_of_x - z).abs() < 1e-9 * (1 + z.abs())) | (high - low < 1e-14 * (1 + x.abs()))).all():
                 break
             low, high = torch.where(z_of_x < z, x, low), torch.where(z_of_x > z, x, high)
             newton = x - (z_of_x - z) / derivative
-            x = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+            # between far and narrow clusters Newton's steps may creep along: then every other one halves the interval
+            trusted = (newton >= low) & (newton <= high) & (step < 10 or step % 2 == 0)
+            x = torch.where(trusted, newton, 0.5 * (low + high))
     # one more step, which carries the derivatives of the root; between far clusters that of z may underflow
     z_of_x, derivative = z_and_derivative(x)
     return x - (z_of_x - z) / derivative.detach().clamp(min=1e-6)
