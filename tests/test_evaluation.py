@@ -197,6 +197,7 @@ class FewDigits:
     """As many training, test and validation digits as samples are drawn: then nothing is left to chance."""
 
     batch_size = 7
+    content = "digits"
 
     def prepare_data(self):
         pass

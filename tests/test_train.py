@@ -87,6 +87,19 @@ def test_a_run_prints_its_results_and_where_they_are(empty_folder, capsys):
     assert "samples.png" in printed
 
 
+def test_cpu_seconds_are_those_of_the_processor(empty_folder, monkeypatch):
+    fit = train.Trainer.fit
+
+    def slowly(*arguments, **options):
+        time.sleep(2)  # which takes no time of the processor's
+        fit(*arguments, **options)
+
+    monkeypatch.setattr(train.Trainer, "fit", slowly)
+    train.main([*SHORT, *SMALL, "--max_epochs=1"])
+    metrics = json.loads((empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "metrics.json").read_text())
+    assert 0 < metrics["fit_cpu_seconds"] < metrics["fit_seconds"] - 1.5
+
+
 def test_last_goes_on_in_the_folder_of_the_newest_run(empty_folder):
     train.main([*SHORT, *SMALL, "--max_epochs=1"])
     train.main([*SHORT, *SMALL, "--max_epochs=3", "--ckpt_path=last"])

@@ -229,7 +229,7 @@ _FAULTS = {
         ("* scale @ rotation.transpose", "/ scale @ rotation.transpose", "pointnet"),
         ("pow(3).sum", "pow(1).sum", "pointnet"),
         (".sum(2).mean(1).sqrt().clamp", ".sum(2).amax(1).sqrt().clamp", "pointnet"),
-        ("torch.cdist(codes, draws).square()", "torch.cdist(codes, draws)", "pointnet"),
+        ("squared_distances(codes, draws)", "squared_distances(codes, draws).sqrt()", "pointnet"),
         ("self.coupled_codes - len(code)", "0 * len(code)", "pointnet"),
         ("draws = self.prior_like(codes)", "draws = torch.randn_like(codes)", "pointnet"),
         ('weights["coupling"] = self.coupling_weight', 'weights["coupling"] = self.coupling', "house"),
@@ -424,7 +424,6 @@ _FAULTS = {
     "wae_lightning/cli/generate.py": [
         ("arguments.steps) * model.prior.scale", "arguments.steps)", "generate"),
         ("model.interpolate(z[:-1], z[1:]", "model.interpolate(z[1:], z[:-1]", "generate"),
-        ("return clouds / radius.view(-1, 1, 1)", "return clouds", "generate"),
         ("rows[1] if what == \"reconstruction\"", "rows[0] if what == \"reconstruction\"", "generate"),
     ],
     # ---- data -------------------------------------------------------------------------------------------------------
@@ -439,10 +438,11 @@ _FAULTS = {
     "datamodules/mnist.py": [
         ("self.val_set = Images(train.images, train.labels, val_rows)", "self.val_set = test", "mnist"),
     ],
-    "datamodules/celeba.py": [
+    "datamodules/cached_images.py": [
         ("self.trainer is not None and self.trainer.training:", "self.trainer is not None:", "celeba"),
+    ],
+    "datamodules/celeba.py": [
         ('"attributes": attributes > 0', '"attributes": attributes < 0', "celeba"),
-        ("round((width - self.crop) / 2)", "(width - self.crop) // 3", "celeba"),
     ],
     "datamodules/half_images.py": [
         ("(*self.split(images), label)", "(observed, self.split(images)[1], label)", "half_images"),
@@ -451,7 +451,6 @@ _FAULTS = {
         ("os.replace(temporary, path)", "path.write_bytes(temporary.read_bytes())", "cache"),
         ("int(rows[place]) * size", "place * size", "celeba"),
         (" {stat.st_mtime_ns}", "", "cache"),
-        ("good.append(row)", "good.append(len(good))", "cache celeba"),
     ],
     "datamodules/order.py": [
         ("SeedSequence([self.seed, self.epoch])", "SeedSequence([self.seed])", "order"),
