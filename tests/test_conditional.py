@@ -586,6 +586,7 @@ def test_the_scale_of_the_prior_counts():
     expected = (both[0] - both[1]).square().sum(1).mean().item()
     assert joint.expected_squared_distance == pytest.approx(expected, rel=0.02)
     # the draws that codes are compared with
+    model.features.fit(model.parts.split(images(40))[0])
     compared = model.compared((x, y), model.draw_codes((x, y)))
     torch.manual_seed(4)
     draws = model.prior_like(compared)
