@@ -470,3 +470,36 @@ def test_compiled_networks_train_alike_and_keep_the_names_of_their_weights():
     assert plain.keys() == compiled.keys()
     for name in plain.keys() - {"memory._extra_state"}:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mismatch_of_moments_is_that_of_numpy():
+    z, draws = torch.randn(40, 3) @ torch.randn(3, 3), 2 * torch.randn(50, 3)
+    covariances = [np.cov(x.double().numpy(), rowvar=False) for x in (z, draws)]
+    means = [x.double().numpy().mean(0) for x in (z, draws)]
+    expected = ((means[0] - means[1]) ** 2).mean() + ((covariances[0] - covariances[1]) ** 2).mean()
+    assert moment_mismatch(z, draws).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plateau_is_left_once_an_epoch(tmp_path):
+    plateau = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9)
+    model = small(optimizer=functools.partial(torch.optim.SGD, lr=1e-6), lr_scheduler=plateau)
+    fitting = trainer(tmp_path, max_epochs=4)
+    fitting.fit(model, MNISTDataModule())
+    # by this threshold no value is better than the best one
+    assert fitting.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-6 / 2**4)
+
+
+def test_a_resumed_run_of_a_shuffled_loader_goes_on_as_the_whole_one(tmp_path):
+    images = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(epochs, path=None):
+        torch.manual_seed(0)
+        model = WAEMMD(**perceptrons())
+        torch.manual_seed(9 if path is None else 123)
+        fitting = trainer(tmp_path, max_epochs=epochs, limit_train_batches=None, limit_val_batches=0)
+        fitting.fit(model, DataLoader(images, 8, shuffle=True), ckpt_path=path, weights_only=True)
+        fitting.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return weights(model)
+
+    run(1)
+    assert torch.equal(run(2), run(2, tmp_path / "1.ckpt"))

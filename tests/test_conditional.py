@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ from wae_lightning.penalties import (
 )
 from wae_lightning.priors import Normal, Sphere
 from wae_lightning.report import ReportWAE
+from wae_lightning.training.features import FitFeatures
 
 OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 SHORT = {
@@ -593,3 +595,52 @@ def test_the_scale_of_the_prior_counts():
     torch.manual_seed(4)
     torch.testing.assert_close(draws[:, :3], 2 * torch.randn(4, 3))
     assert torch.equal(draws[:, 3:], compared[:, 3:])
+
+
+def test_the_features_are_those_of_the_observed_part():
+    model = small(features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)), penalty=MMD()).eval()
+    x, y = model.parts.split(images())
+    compared = model.compared((x, y), torch.zeros(4, 3))
+    torch.testing.assert_close(compared[:, 3], x.mean((1, 2, 3)))
+
+
+def test_noise_on_the_input_is_for_training():
+    model = small(noise=InputNoise(0.3))
+    x, y = model.parts.split(images())
+    assert not torch.equal(model.train().encode(x, y), model.encode(x, y))
+    assert torch.equal(model.eval().encode(x, y), model.encode(x, y))
+
+
+def test_fitting_features_leaves_no_trace_in_the_generator():
+    features, seen = WhitenedPCA(2, (1, 28, 28)), []
+    loader = DataLoader(images(60), 20, shuffle=True)
+    strategy = SimpleNamespace(batch_to_device=lambda batch, _: batch, broadcast=lambda buffer: buffer)
+    loop = SimpleNamespace(setup_data=lambda: None)
+    fitting = SimpleNamespace(fit_loop=loop, train_dataloader=loader, strategy=strategy)
+    state = torch.get_rng_state()
+    callback = FitFeatures(features, lambda batch: seen.append(len(batch)) or batch, count=40)
+    callback.on_fit_start(fitting, SimpleNamespace(device="cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert features.fitted
+    assert seen == [20, 20]
+
+
+def test_likelihoods_are_of_as_many_images_as_asked(tmp_path, monkeypatch):
+    asked = []
+
+    def log_weights(x, y, n, prior=False):
+        asked.append((len(x), n, prior))
+        # of the first batch 1, 3 and of the second 10, 30, so that each has its own share in the mean
+        value = 1.0 if len(x) == 4 else 10.0
+        return torch.tensor([value, 3 * value]).expand(len(x), 2) - (100 if prior else 0)
+
+    model = small(likelihood_images=7, features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)))
+    monkeypatch.setattr(model, "log_weights", log_weights)
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT | {"limit_test_batches": 3})
+    (found,) = trainer.test(model, DataLoader(TensorDataset(*model.parts.split(images(12))), 4), verbose=False)
+    assert asked == [(4, 100, True), (4, 100, False), (3, 100, True), (3, 100, False)]
+    assert found["test/negative_elbo"] == pytest.approx(-(4 * 2 + 3 * 20) / 7, rel=1e-5)
+    nll = [-math.log((math.exp(a) + math.exp(3 * a)) / 2) for a in (1.0, 10.0)]
+    expected = (4 * nll[0] + 3 * nll[1]) / 7
+    assert found["test/nll"] == pytest.approx(expected, rel=1e-4)
+    assert found["test/nll_prior"] == pytest.approx(expected + 100, rel=1e-4)

@@ -347,7 +347,8 @@ def test_sets_of_clouds_are_compared_as_defined(few_points):
     assert row["CD to the nearest training cloud x1e3"] == pytest.approx(1e3 * nearest, rel=1e-3)
     everything = [*samples, *real]
     same = [
-        (min((j for j in range(10) if j != i), key=lambda j: chamfer_by_loops(everything[i], everything[j])) < 5) == (i < 5)
+        (min((j for j in range(10) if j != i), key=lambda j: chamfer_by_loops(everything[i], everything[j])) < 5)
+        == (i < 5)
         for i in range(10)
     ]
     assert row["1-NNA-CD, samples' half"] == pytest.approx(np.mean(same[:5]))

@@ -453,3 +453,12 @@ def test_the_regression_has_one_answer():
     assert not model.draw_codes((x, y)).any()
     completions = model.complete(x, 3)
     assert torch.equal(completions, model.decode(x, torch.zeros(6, 3)).unsqueeze(1).expand(-1, 3, -1, -1, -1))
+
+
+def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
+    out, row = tmp_path / "rows.json", next(iter(mnist_results.ROWS))
+    for seed, psnr in ((1, 9.0), (0, 5.0), (1, 3.0)):
+        mnist_results.keep(out, row, 1, {"seed": seed, "psnr": psnr})
+    runs = json.loads(out.read_text())[f"{row}, 1 epochs"]["runs"]
+    assert runs == [{"seed": 0, "psnr": 5.0}, {"seed": 1, "psnr": 3.0}]
+    assert mnist_results.summary(runs) == {"psnr": pytest.approx({"mean": 4.0, "std": 2**0.5})}

@@ -16,7 +16,6 @@ class Fault(NamedTuple):
 
 
 _FAULTS = {
-    # ---- parts of a model -------------------------------------------------------------------------------------------
     "wae_lightning/kernels.py": [
         ("squared * (-0.5 / bandwidth**2)", "squared * (-1.0 / bandwidth**2)", "kernels"),
         ("column].median()", "column].mean()", "kernels"),
@@ -80,7 +79,6 @@ _FAULTS = {
         ("(left, width - right, top,", "(width - right, left, top,", "half_images"),
         ("(rows < height - high) | (columns", "(rows < height - high) & (columns", "half_images"),
     ],
-    # ---- penalties --------------------------------------------------------------------------------------------------
     "wae_lightning/penalties/mmd.py": [
         ("weights[n:, n:] = 1 / (m * (m - 1))", "weights[n:, n:] = 1 / (m * m)", "penalties"),
         ("return mean_off_diagonal(within) +", "return within.mean() +", "penalties"),
@@ -110,24 +108,42 @@ _FAULTS = {
         ("squared.detach().cpu()", "squared.detach().sqrt().cpu()", "penalties"),
     ],
     "wae_lightning/penalties/adversarial.py": [
-        ("self.gradient_penalty * gradient.square().sum(1)", "self.gradient_penalty * gradient.square().mean(1)", "gan"),
+        (
+            "self.gradient_penalty * gradient.square().sum(1)",
+            "self.gradient_penalty * gradient.square().mean(1)",
+            "gan",
+        ),
         ("logits + self.prior.log_prob(z)", "logits - self.prior.log_prob(z)", "gan"),
         ("(of_codes.detach() < 0)", "(of_codes.detach() > 0)", "gan"),
         ("(of_prior.detach() > 0)", "(of_prior.detach() < 0)", "gan"),
         ("F.softplus(-self.logits(z))", "-F.softplus(self.logits(z))", "gan"),
-        ("F.softplus(of_codes).mean() + F.softplus(-of_prior)", "F.softplus(-of_codes).mean() + F.softplus(of_prior)", "gan"),
+        (
+            "F.softplus(of_codes).mean() + F.softplus(-of_prior)",
+            "F.softplus(-of_codes).mean() + F.softplus(of_prior)",
+            "gan",
+        ),
         ("parameter.requires_grad_(True)", "parameter.requires_grad_(False)", "gan"),
-        ("parameter.requires_grad_(False)", "parameter.requires_grad_(True)", "gan"),
         ("betas=(0.5, 0.999)", "betas=(0.9, 0.999)", "gan"),
     ],
     "wae_lightning/joint_mmd.py": [
         ("- 2 * kernel.of_squared", "- kernel.of_squared", "conditional::test_joint_mmd_equals_a_double_loop"),
-        ("feature_kernel(features, features) * difference", "difference", "conditional::test_joint_mmd_equals_a_double_loop"),
-        ("(weighted.sum() - weighted.diagonal().sum())", "weighted.sum()", "conditional::test_joint_mmd_equals_a_double_loop"),
+        (
+            "feature_kernel(features, features) * difference",
+            "difference",
+            "conditional::test_joint_mmd_equals_a_double_loop",
+        ),
+        (
+            "(weighted.sum() - weighted.diagonal().sum())",
+            "weighted.sum()",
+            "conditional::test_joint_mmd_equals_a_double_loop",
+        ),
         ("+ 2.0 * self.num_features", "+ self.num_features", "conditional::test_the_scale_of_the_prior_counts"),
-        ("prior.latent_dim + num_features, prior.scale)", "prior.latent_dim + num_features)", "conditional::test_the_scale_of_the_prior_counts"),
+        (
+            "prior.latent_dim + num_features, prior.scale)",
+            "prior.latent_dim + num_features)",
+            "conditional::test_the_scale_of_the_prior_counts",
+        ),
     ],
-    # ---- networks ---------------------------------------------------------------------------------------------------
     "wae_lightning/networks/pointnet.py": [
         ("0.5 * excess.square()", "excess.square()", "pointnet"),
         ("self.mlp(x).amax(1)", "self.mlp(x).mean(1)", "pointnet"),
@@ -148,94 +164,280 @@ _FAULTS = {
         ("torch.minimum(lower, upper) <= 1e-6", "torch.minimum(lower, upper) < 0", "flow"),
     ],
     "wae_lightning/networks/convolutional.py": [
-        ("low + (high - low) * to_pixels(y)", "low + high * to_pixels(y)", "house::test_the_default_decoder_keeps_to_the_range"),
+        (
+            "low + (high - low) * to_pixels(y)",
+            "low + high * to_pixels(y)",
+            "house::test_the_default_decoder_keeps_to_the_range",
+        ),
         ("(left, total[1] - left, top", "(total[1] - left, left, top", "convolutional"),
         ("(u - s) // 2 for", "(u - s + 1) // 2 for", "convolutional"),
         ("a=-2 * init_std, b=2 * init_std", "a=-init_std, b=init_std", "convolutional"),
         ("F.pad(grad, (0, right, 0, below))", "F.pad(grad, (right, 0, below, 0))", "convolutional"),
     ],
     "wae_lightning/networks/conditional.py": [
-        ("(x.flatten(1) - mean) @", "x.flatten(1) @", "conditional::test_whitened_principal_components_are_those_of_an_svd"),
+        (
+            "(x.flatten(1) - mean) @",
+            "x.flatten(1) @",
+            "conditional::test_whitened_principal_components_are_those_of_an_svd",
+        ),
         ("math.sqrt(len(x) - 1)", "len(x)", "conditional::test_whitened_principal_components_are_those_of_an_svd"),
-        ("1e-4 * std[0], directions / std, 0)", "0, directions / std, 0)", "conditional::test_components_without_variance_are_not_blown_up"),
+        (
+            "1e-4 * std[0], directions / std, 0)",
+            "0, directions / std, 0)",
+            "conditional::test_components_without_variance_are_not_blown_up",
+        ),
     ],
-    # ---- models -----------------------------------------------------------------------------------------------------
     "wae_lightning/base.py": [
-        ("self.flow.inverse(z / self.prior.scale)", "self.flow.inverse(z)", "flow"),
-        ("self.prior.scale * self.flow(code)[0]", "self.flow(code)[0]", "flow"),
-        ("codes + self.flow_noise * torch.randn_like(codes)", "codes", "flow"),
-        ("in_full_precision(code).detach()\n", "in_full_precision(code)\n", "flow"),
-        ("log_prob(noisy).mean() / self.latent_dim", "log_prob(noisy).mean()", "flow"),
-        ("self.prior.scale * code", "1.0 * code", "house"),
-        ("return self.prior.project(code)", "return code", "base"),
-        ("return prior.project(lines.flatten(0, 1)).view_as(lines) if", "return lines if", "base"),
-        ("torch.linspace(0, 1, steps,", "torch.linspace(0, 1 - 1 / steps, steps,", "base"),
-        ("on_input(x) if self.training else x", "on_input(x)", "base"),
-        ("self.noise(features) if noise else", "self.noise(features) if True else", "base"),
-        ("with evaluation_mode(self):\n            return", "with torch.no_grad():\n            return", "house"),
-        ("with evaluation_mode(self):\n            start", "with torch.no_grad():\n            start", "house"),
-        ("module.training = True", "module.training = False", "house"),
-        ("self.prior.sample(n, generator, self", "self.prior.sample(n, None, self", "base"),
-        ("repeat_interleave(codes_per_input, dim=0)", "repeat(codes_per_input, 1)", "base"),
-        ("self.inputs_of(batch), noise=False)", "self.inputs_of(batch), noise=True)", "base"),
-        ("REMEMBERED_CODES = 10_000", "REMEMBERED_CODES = 1_000", "samplers"),
+        (
+            "self.flow.inverse(z / self.prior.scale)",
+            "self.flow.inverse(z)",
+            "flow::test_reconstructions_do_not_depend_on_the_flow",
+        ),
+        (
+            "self.prior.scale * self.flow(code)[0]",
+            "self.flow(code)[0]",
+            "flow::test_reconstructions_do_not_depend_on_the_flow",
+        ),
+        (
+            "codes + self.flow_noise * torch.randn_like(codes)",
+            "codes",
+            "flow::test_the_flow_is_trained_on_codes_with_noise_of_the_given_deviation",
+        ),
+        (
+            "in_full_precision(code).detach()\n",
+            "in_full_precision(code)\n",
+            "flow::test_the_flow_learns_and_sends_no_gradient_to_the_encoder",
+        ),
+        (
+            "log_prob(noisy).mean() / self.latent_dim",
+            "log_prob(noisy).mean()",
+            "flow::test_the_loss_of_a_flow_is_its_codes_negative_log_density_per_dimension",
+        ),
+        ("self.prior.scale * code", "1.0 * code", "house::test_codes_of_variance_one_take_the_scale_of_the_prior"),
+        ("return self.prior.project(code)", "return code", "base::test_codes_lie_in_the_support_of_the_prior"),
+        (
+            "return prior.project(lines.flatten(0, 1)).view_as(lines) if",
+            "return lines if",
+            "base::test_lines_between_codes_on_a_sphere_stay_on_it",
+        ),
+        (
+            "torch.linspace(0, 1, steps,",
+            "torch.linspace(0, 1 - 1 / steps, steps,",
+            "base::test_interpolation_goes_from_one_input_to_the_other",
+        ),
+        ("on_input(x) if self.training else x", "on_input(x)", "base::test_noise_is_for_training_and_on_request"),
+        (
+            "self.noise(features) if noise else",
+            "self.noise(features) if True else",
+            "base::test_noise_is_for_training_and_on_request",
+        ),
+        (
+            "with evaluation_mode(self):\n            return",
+            "with torch.no_grad():\n            return",
+            "house::test_samples_and_lines_are_drawn_in_evaluation_mode",
+        ),
+        (
+            "with evaluation_mode(self):\n            start",
+            "with torch.no_grad():\n            start",
+            "house::test_samples_and_lines_are_drawn_in_evaluation_mode",
+        ),
+        (
+            "module.training = True",
+            "module.training = False",
+            "house::test_samples_and_lines_are_drawn_in_evaluation_mode",
+        ),
+        (
+            "self.prior.sample(n, generator, self",
+            "self.prior.sample(n, None, self",
+            "base::test_samples_are_decoded_draws_from_the_prior",
+        ),
+        (
+            "repeat_interleave(codes_per_input, dim=0)",
+            "repeat(codes_per_input, 1)",
+            "base::test_codes_of_one_input_stand_in_consecutive_rows",
+        ),
+        (
+            "self.inputs_of(batch), noise=False)",
+            "self.inputs_of(batch), noise=True)",
+            "base::test_predict_returns_codes_and_reconstructions",
+        ),
+        (
+            "REMEMBERED_CODES = 10_000",
+            "REMEMBERED_CODES = 1_000",
+            "samplers::test_only_about_ten_thousand_codes_are_kept",
+        ),
     ],
     "wae_lightning/steps.py": [
-        ('"penalty": self.penalty_weight}', '"penalty": 1.0}', "base"),
-        ('+ terms["flow_loss"] - terms["flow_loss"].detach()', '+ terms["flow_loss"]', "house"),
-        ("self.memory.remember(compared)\n        return", "return", "samplers"),
-        ("codes + excess * (codes - codes.detach()), past", "codes, past", "base"),
-        ("self.penalty_of(self._with_past_codes(compared))", "self.penalty_of(compared)", "base"),
-        ("self.code_queue % self.penalty", "0 * self.penalty", "house"),
+        (
+            '"penalty": self.penalty_weight}',
+            '"penalty": 1.0}',
+            "base::test_logs_cost_and_penalty_and_their_weighted_sum",
+        ),
+        (
+            '+ terms["flow_loss"] - terms["flow_loss"].detach()',
+            '+ terms["flow_loss"]',
+            "house::test_the_flow_s_loss_is_no_part_of_the_logged_loss",
+        ),
+        (
+            "self.memory.remember(compared)\n        return",
+            "return",
+            "samplers::test_a_checkpoint_keeps_the_latest_training_codes",
+        ),
+        (
+            "codes + excess * (codes - codes.detach()), past",
+            "codes, past",
+            "base::test_past_codes_leave_the_penalty_its_weight",
+        ),
+        (
+            "self.penalty_of(self._with_past_codes(compared))",
+            "self.penalty_of(compared)",
+            "base::test_the_penalty_of_a_step_sees_the_codes_of_the_steps_before",
+        ),
+        (
+            "self.code_queue % self.penalty",
+            "0 * self.penalty",
+            "house::test_a_queue_holds_whole_inputs_for_a_penalty_of_several_codes",
+        ),
         ("if not self.gather_codes or", "if True or", "distributed"),
         ("all_gather(codes.contiguous())", "all_gather(codes.detach().contiguous())", "distributed"),
-        ("batch_size=len(codes), sync_dist", "batch_size=1, sync_dist", "base"),
-        ("self._from_code(codes[:, : self.latent_dim].float())", "codes[:, : self.latent_dim].float()", "callbacks"),
-        ("[parameter for parameter in self.parameters() if parameter not in of_critic]", "list(self.parameters())", "gan"),
-        ('if dataloader_idx else ""', 'if False else ""', "house"),
+        (
+            "batch_size=len(codes), sync_dist",
+            "batch_size=1, sync_dist",
+            "base::test_what_is_logged_is_the_mean_over_all_examples",
+        ),
+        (
+            "self._from_code(codes[:, : self.latent_dim].float())",
+            "codes[:, : self.latent_dim].float()",
+            "callbacks::test_the_codes_shown_are_behind_the_flow",
+        ),
+        (
+            "[parameter for parameter in self.parameters() if parameter not in of_critic]",
+            "list(self.parameters())",
+            "gan::test_training_equals_the_algorithm_written_out",
+        ),
+        ('if dataloader_idx else ""', 'if False else ""', "house::test_several_validation_loaders"),
     ],
     "wae_lightning/memory.py": [
-        ("batch[-count:]", "batch[:count]", "house"),
-        ("codes.detach().clone()", "codes.clone()", "house"),
-        (">= self.capacity:", ">= 2 * self.capacity:", "house"),
-        ("in reversed(self._batches)", "in self._batches", "house"),
+        ("batch[-count:]", "batch[:count]", "house::test_the_memory_keeps_its_codes_through_a_state_dict"),
+        ("codes.detach().clone()", "codes.clone()", "house::test_the_memory_keeps_its_codes_through_a_state_dict"),
+        (">= self.capacity:", ">= 2 * self.capacity:", "house::test_the_memory_keeps_its_codes_through_a_state_dict"),
+        (
+            "in reversed(self._batches)",
+            "in self._batches",
+            "house::test_the_memory_keeps_its_codes_through_a_state_dict",
+        ),
     ],
     "wae_lightning/conditional.py": [
-        ("x.repeat_interleave(n, dim=0), z)", "x.repeat(n, 1, 1, 1), z)", "conditional::test_completions_of_given_codes"),
-        ("self.prior.sample(size * n, generator", "self.prior.sample(size * n, None", "conditional::test_completions_of_given_codes"),
-        ("self.prior.sample(size * n, generator, self.device)", "torch.randn(size * n, d, generator=generator)", "conditional::test_the_scale_of_the_prior_counts"),
-        ("features(in_full_precision(pair[0]))", "features(in_full_precision(pair[0] * 0))", "conditional::test_the_loss_is_cost_plus_weight_times_penalty"),
-        ("if self.training else part for", "if True else part for", "conditional"),
+        (
+            "x.repeat_interleave(n, dim=0), z)",
+            "x.repeat(n, 1, 1, 1), z)",
+            "conditional::test_completions_of_given_codes",
+        ),
+        (
+            "self.prior.sample(size * n, generator",
+            "self.prior.sample(size * n, None",
+            "conditional::test_completions_of_given_codes",
+        ),
+        (
+            "self.prior.sample(size * n, generator, self.device)",
+            "torch.randn(size * n, d, generator=generator)",
+            "conditional::test_the_scale_of_the_prior_counts",
+        ),
+        (
+            "features(in_full_precision(pair[0]))",
+            "features(in_full_precision(pair[0] * 0))",
+            "conditional::test_the_features_are_those_of_the_observed_part",
+        ),
+        (
+            "if self.training else part for",
+            "if True else part for",
+            "conditional::test_noise_on_the_input_is_for_training",
+        ),
     ],
     "wae_lightning/report.py": [
         ("_features(pair[:1])", "_features((pair[0] * 0,))", "conditional::test_report_mode_is_the_report_s_model"),
-        ("expand(-1, n, -1, -1, -1)", "expand(-1, n, -1, -1, -1) * 0.5", "conditional::test_report_mode_is_the_report_s_model"),
+        (
+            "expand(-1, n, -1, -1, -1)",
+            "expand(-1, n, -1, -1, -1) * 0.5",
+            "conditional::test_report_mode_is_the_report_s_model",
+        ),
     ],
     "wae_lightning/likelihood.py": [
-        ("return self.prior.scale * mean, torch", "return mean, torch", "conditional"),
-        ("self.prior.scale * self.noise.std", "self.noise.std", "conditional"),
-        ("log_likelihood + log_prior - log_q", "log_likelihood - log_q", "conditional"),
-        ("self.prior.log_prob(z.flatten(0, 1))", "self.prior.log_prob(epsilon.flatten(0, 1))", "conditional"),
-        ("epsilon.square() + std.log() + 0.5", "epsilon.square() + 0.5", "conditional"),
+        (
+            "return self.prior.scale * mean, torch",
+            "return mean, torch",
+            "conditional::test_the_posterior_is_what_the_encoder_draws_from",
+        ),
+        (
+            "self.prior.scale * self.noise.std",
+            "self.noise.std",
+            "conditional::test_the_posterior_is_what_the_encoder_draws_from",
+        ),
+        (
+            "log_likelihood + log_prior - log_q",
+            "log_likelihood - log_q",
+            "conditional::test_importance_weights_against_the_densities_of_torch",
+        ),
+        (
+            "self.prior.log_prob(z.flatten(0, 1))",
+            "self.prior.log_prob(epsilon.flatten(0, 1))",
+            "conditional::test_importance_weights_against_the_densities_of_torch",
+        ),
+        (
+            "epsilon.square() + std.log() + 0.5",
+            "epsilon.square() + 0.5",
+            "conditional::test_importance_weights_against_the_densities_of_torch",
+        ),
     ],
     "wae_lightning/references.py": [
         ("- 1 - variance.log()", "- 1 + variance.log()", "references"),
         ("mean + variance.sqrt() *", "mean + variance *", "references"),
     ],
     "wae_lightning/pointnet.py": [
-        ("way * (partner - own.detach())", "way * (partner - own)", "pointnet"),
-        ("device=x.device) < self.coupling", "device=x.device) > self.coupling", "pointnet"),
-        ("(own.float() - partner).square().mean()", "(own.float() - partner).square().sum()", "pointnet"),
-        ("* scale @ rotation.transpose", "/ scale @ rotation.transpose", "pointnet"),
-        ("pow(3).sum", "pow(1).sum", "pointnet"),
-        (".sum(2).mean(1).sqrt().clamp", ".sum(2).amax(1).sqrt().clamp", "pointnet"),
-        ("squared_distances(codes, draws)", "squared_distances(codes, draws).sqrt()", "pointnet"),
-        ("self.coupled_codes - len(code)", "0 * len(code)", "pointnet"),
-        ("draws = self.prior_like(codes)", "draws = torch.randn_like(codes)", "pointnet"),
-        ('weights["coupling"] = self.coupling_weight', 'weights["coupling"] = self.coupling', "house"),
-        ("if radius > 100:", "if radius > 1e9:", "pointnet"),
+        (
+            "way * (partner - own.detach())",
+            "way * (partner - own)",
+            "pointnet::test_a_coupled_code_lies_between_code_and_partner",
+        ),
+        (
+            "device=x.device) < self.coupling",
+            "device=x.device) > self.coupling",
+            "pointnet::test_a_coupled_code_lies_between_code_and_partner",
+        ),
+        (
+            "(own.float() - partner).square().mean()",
+            "(own.float() - partner).square().sum()",
+            "pointnet::test_a_coupled_code_lies_between_code_and_partner",
+        ),
+        ("* scale @ rotation.transpose", "/ scale @ rotation.transpose", "pointnet::test_upright_pose_undoes_turns"),
+        ("pow(3).sum", "pow(1).sum", "pointnet::test_upright_pose_undoes_turns"),
+        (
+            ".sum(2).mean(1).sqrt().clamp",
+            ".sum(2).amax(1).sqrt().clamp",
+            "pointnet::test_sets_are_encoded_at_root_mean_square_radius_one",
+        ),
+        (
+            "squared_distances(codes, draws)",
+            "squared_distances(codes, draws).sqrt()",
+            "pointnet::test_partners_are_the_least_distant_assignment_of_draws_from_the_prior",
+        ),
+        (
+            "self.coupled_codes - len(code)",
+            "0 * len(code)",
+            "pointnet::test_partners_follow_the_prior_however_the_codes_lie",
+        ),
+        (
+            "draws = self.prior_like(codes)",
+            "draws = torch.randn_like(codes)",
+            "pointnet::test_partners_are_of_the_scale_of_the_prior",
+        ),
+        (
+            'weights["coupling"] = self.coupling_weight',
+            'weights["coupling"] = self.coupling',
+            "house::test_terms_have_one_name_and_one_meaning_in_training_and_validation",
+        ),
+        ("if radius > 100:", "if radius > 1e9:", "pointnet::test_clouds_far_from_normalised_are_named"),
     ],
-    # ---- descriptions and files -------------------------------------------------------------------------------------
     "wae_lightning/parts.py": [
         ("    bound.apply_defaults()\n", "", "parts"),
         ("return copy.deepcopy(record)", "return record", "parts"),
@@ -243,37 +445,57 @@ _FAULTS = {
         ("taken = arguments | dict(given or {})", "taken = dict(given or {}) | arguments", "parts"),
     ],
     "wae_lightning/checkpoints.py": [
-        ("if claimed > size:", "if False:", "checkpoints::test_a_checkpoint_that_claims_more_than_it_holds_is_refused_unread"),
+        (
+            "if claimed > size:",
+            "if False:",
+            "checkpoints::test_a_checkpoint_that_claims_more_than_it_holds_is_refused_unread",
+        ),
         ("if claimed > held:", "if False:", "parts checkpoints::test_a_model_larger_than_its_weights_is_not_made"),
     ],
     "wae_lightning/pretrained.py": [
         ("value.half() if half and", "value if half and", "pretrained"),
         ("return model.eval()", "return model", "pretrained"),
         ("model.load_state_dict(weights)\n", "pass\n", "pretrained"),
-        ("        if not isinstance(model, nn.Module):", "        if False:", "pretrained"),
     ],
     "wae_lightning/loading.py": [
-        ("            model.load_state_dict(weights, strict=strict)\n", "", "base"),
+        (
+            "            model.load_state_dict(weights, strict=strict)\n",
+            "",
+            "base::test_a_checkpoint_is_plain_data_and_needs_nothing_else",
+        ),
         ("if bad := first_bad_weights(model):", "if (bad := None):", "checkpoints"),
     ],
-    # ---- what surrounds a step --------------------------------------------------------------------------------------
     "wae_lightning/training/two_optimizers.py": [
-        ("for _ in range(penalty.steps):", "for _ in range(1):", "gan"),
-        ("update(model, critic, model.penalty_weight * loss)", "update(model, critic, loss)", "gan"),
-        ("        model.log_dict(accuracies)\n",
-         "        model.log_dict(accuracies)\n        loss = 0 * loss\n", "gan"),
+        (
+            "for _ in range(penalty.steps):",
+            "for _ in range(1):",
+            "gan::test_several_critic_steps_for_one_of_the_autoencoder",
+        ),
+        (
+            "update(model, critic, model.penalty_weight * loss)",
+            "update(model, critic, loss)",
+            "gan::test_training_equals_the_algorithm_written_out",
+        ),
         ('reduce(gradient, reduce_op="mean")', 'reduce(gradient, reduce_op="sum")', "distributed"),
-        ("model.objective(terms) / len(inputs)", "model.objective(terms)", "gan"),
-        ("if (batch_idx + 1) % trainer.acc", "if batch_idx % trainer.acc", "gan"),
-        ("code = model.draw_codes(x) if len(inputs) > 1 else code", "code = code", "gan"),
-        # the critic is updated after the auto-encoder
-        ("            update(model, critic, model.penalty_weight * loss)\n",
-         "            autoencoder.step = lambda loss=loss: (\n"
-         "                type(autoencoder).step(autoencoder), update(model, critic, model.penalty_weight * loss))\n", "gan"),
+        (
+            "model.objective(terms) / len(inputs)",
+            "model.objective(terms)",
+            "gan::test_training_equals_the_algorithm_written_out",
+        ),
+        (
+            "if (batch_idx + 1) % trainer.acc",
+            "if batch_idx % trainer.acc",
+            "gan::test_training_equals_the_algorithm_written_out",
+        ),
+        (
+            "            update(model, critic, model.penalty_weight * loss)\n",
+            "            autoencoder.step = lambda loss=loss: (\n                type(autoencoder).step(autoencoder), update(model, critic, model.penalty_weight * loss))\n",
+            "gan::test_training_equals_the_algorithm_written_out",
+        ),
     ],
     "wae_lightning/training/flags.py": [
-        ("if trainer.gradient_clip_val:", "if False:", "gan"),
-        ("= trainer.gradient_clip_val, trainer.acc", "= None, trainer.acc", "gan"),
+        ("if trainer.gradient_clip_val:", "if False:", "gan::test_training_equals_the_algorithm_written_out"),
+        ("= trainer.gradient_clip_val, trainer.acc", "= None, trainer.acc", "gan::test_the_trainer_keeps_its_settings"),
     ],
     "wae_lightning/training/finite.py": [
         ("hook.remove()", "pass", "finite"),
@@ -281,37 +503,83 @@ _FAULTS = {
         ("if self._batch is None or", "if True or", "finite"),
     ],
     "wae_lightning/training/inputs.py": [
-        ("<= low <= high <= self", "<= low <= low <= self", "house"),
-        ("batch[0] if isinstance(batch, list | tuple) and batch", "batch[-1] if isinstance(batch, list | tuple) and batch", "base"),
+        ("<= low <= high <= self", "<= low <= low <= self", "house::test_a_later_batch_out_of_range_is_named"),
+        (
+            "batch[0] if isinstance(batch, list | tuple) and batch",
+            "batch[-1] if isinstance(batch, list | tuple) and batch",
+            "base::test_trains_on_any_data_loader",
+        ),
     ],
     "wae_lightning/training/pretrain.py": [
-        ("if trainer.global_step:", "if False:", "base"),
-        ("(z.T.cov() - z_prior.T.cov())", "(z.var(0) - z_prior.var(0))", "base"),
-        ("< 0.1:", "< 10:", "base"),
-        ("        optimizer.zero_grad()\n", "        pass\n", "house"),
+        (
+            "if trainer.global_step:",
+            "if False:",
+            "base::test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one",
+        ),
+        (
+            "(z.T.cov() - z_prior.T.cov())",
+            "(z.var(0) - z_prior.var(0))",
+            "base::test_the_mismatch_of_moments_is_that_of_numpy",
+        ),
+        ("< 0.1:", "< 10:", "base::test_pretraining_matches_the_moments_of_the_codes"),
+        (
+            "        optimizer.zero_grad()\n",
+            "        pass\n",
+            "house::test_pretraining_leaves_no_gradient_to_the_first_step",
+        ),
     ],
     "wae_lightning/training/resume.py": [
-        ('torch.set_rng_state(state["cpu"].cpu())', "pass", "base"),
-        ("if not (loop.restarted_mid_epoch or", "if not (True or", "base"),
+        (
+            'torch.set_rng_state(state["cpu"].cpu())',
+            "pass",
+            "base::test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one",
+        ),
+        (
+            "if not (loop.restarted_mid_epoch or",
+            "if not (True or",
+            "base::test_a_resumed_run_of_a_shuffled_loader_goes_on_as_the_whole_one",
+        ),
     ],
     "wae_lightning/training/schedulers.py": [
-        ('config.interval == "step" and not', 'config.interval == "epoch" and not', "gan"),
-        ("self._epochs = trainer.current_epoch + 1", "self._epochs = trainer.current_epoch", "gan"),
-        ("if trainer.current_epoch < self._epochs:", "if False:", "gan"),
+        (
+            'config.interval == "step" and not',
+            'config.interval == "epoch" and not',
+            "gan::test_schedulers_step_each_epoch_each_step_and_on_a_plateau",
+        ),
+        (
+            "self._epochs = trainer.current_epoch + 1",
+            "self._epochs = trainer.current_epoch",
+            "gan::test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one gan::test_schedulers_step_each_epoch_each_step_and_on_a_plateau",
+        ),
     ],
     "wae_lightning/training/optimizers.py": [
-        ('group["lr"] = lr', 'group["lr"] = 2 * lr', "foreign_use::test_the_learning_rate_finder_sets_our_learning_rate"),
-        ('config["interval"] = "step"', 'config["interval"] = "epoch"', "base"),
-        ('"frequency": NEVER', '"frequency": 1', "base"),
+        (
+            'group["lr"] = lr',
+            'group["lr"] = 2 * lr',
+            "foreign_use::test_the_learning_rate_finder_sets_our_learning_rate",
+        ),
+        (
+            'config["interval"] = "step"',
+            'config["interval"] = "epoch"',
+            "base::test_one_cycle_takes_its_length_from_the_trainer",
+        ),
+        ('"frequency": NEVER', '"frequency": 1', "base::test_a_plateau_is_left_once_an_epoch"),
     ],
     "wae_lightning/training/features.py": [
-        ("if self.features.fitted:", "if False:", "conditional::test_features_are_fitted_once_and_stay_in_the_checkpoint"),
-        ("with torch.random.fork_rng(devices=[]):", "if True:", "conditional"),
+        (
+            "if self.features.fitted:",
+            "if False:",
+            "conditional::test_features_are_fitted_once_and_stay_in_the_checkpoint",
+        ),
+        (
+            "with torch.random.fork_rng(devices=[]):",
+            "if True:",
+            "conditional::test_fitting_features_leaves_no_trace_in_the_generator",
+        ),
     ],
     "wae_lightning/training/interruption.py": [
         ("os.replace(unfinished, path)", "path.write_bytes(unfinished.read_bytes())", "interruption"),
     ],
-    # ---- metrics and evaluation -------------------------------------------------------------------------------------
     "wae_lightning/metrics/images.py": [
         ("_share_inside(samples, real, _radii(real,", "_share_inside(real, samples, _radii(samples,", "image_metrics"),
         ("0.299, 0.587, 0.114", "0.114, 0.587, 0.299", "image_metrics"),
@@ -346,87 +614,218 @@ _FAULTS = {
         ("in_float64(rows - rows.mean(0))", "in_float64(rows)", "completion_metrics"),
     ],
     "wae_lightning/evaluation/images.py": [
-        # precision and recall swapped
-        ("metric.update(real, real=True)\n        metric.update(samples, real=False)",
-         "metric.update(samples, real=True)\n        metric.update(real, real=False)", "evaluation"),
-        ("extract_features(read_training_images(data, sum(sizes)), extractor)", "extract_features(read_test_images(data), extractor)", "evaluation"),
-        ("= MixtureSampler(codes, components, seed=seed)", "= model.prior", "evaluation"),
-        ('compare(real, reconstructions)["fid"]', 'compare(real, real)["fid"]', "evaluation"),
-        ("kid.compute()[0]", "kid.compute()[1]", "evaluation"),
-        ("-float(decibels) / 10", "-float(decibels) / 20", "evaluation"),
-        ("measure_sharpness(model(images) for images in read_test_images(data))", "measure_sharpness(read_test_images(data))", "evaluation"),
-        ("measure_sharpness(read_test_images(data))", "measure_sharpness(model.sample(n, generator) for n in sizes)", "evaluation"),
-        ('(("training", training_codes), ("test", torch.cat(codes)))', '(("test", training_codes), ("training", torch.cat(codes)))', "evaluation"),
-        ("        count -= len(images)\n", "", "evaluation"),
-        ("data.batch_size = batch_size", "pass", "evaluation"),
+        (
+            "metric.update(real, real=True)\n        metric.update(samples, real=False)",
+            "metric.update(samples, real=True)\n        metric.update(real, real=False)",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            "extract_features(read_training_images(data, sum(sizes)), extractor)",
+            "extract_features(read_test_images(data), extractor)",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            "= MixtureSampler(codes, components, seed=seed)",
+            "= model.prior",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            'compare(real, reconstructions)["fid"]',
+            'compare(real, real)["fid"]',
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            "kid.compute()[0]",
+            "kid.compute()[1]",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            "-float(decibels) / 10",
+            "-float(decibels) / 20",
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
+        (
+            "measure_sharpness(model(images) for images in read_test_images(data))",
+            "measure_sharpness(read_test_images(data))",
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
+        (
+            "measure_sharpness(read_test_images(data))",
+            "measure_sharpness(model.sample(n, generator) for n in sizes)",
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
+        (
+            '(("training", training_codes), ("test", torch.cat(codes)))',
+            '(("test", training_codes), ("training", torch.cat(codes)))',
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
+        (
+            "        count -= len(images)\n",
+            "",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
+        (
+            "data.batch_size = batch_size",
+            "pass",
+            "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
+        ),
     ],
     "wae_lightning/evaluation/codes.py": [
-        ("(z.std(0) / scale).min()", "z.std(0).min()", "evaluation"),
-        ("(z.std(0) / scale).max()", "z.std(0).max()", "evaluation"),
-        ("kernel.set_expected_squared_distance(model.prior.expected_squared_distance)", "kernel.set_expected_squared_distance(1.0)", "evaluation"),
-        ("model.prior.sample(len(some))", "torch.randn(some.shape)", "evaluation"),
+        ("(z.std(0) / scale).min()", "z.std(0).min()", "evaluation::test_pictures_and_codes_are_measured_as_defined"),
+        ("(z.std(0) / scale).max()", "z.std(0).max()", "evaluation::test_pictures_and_codes_are_measured_as_defined"),
+        (
+            "kernel.set_expected_squared_distance(model.prior.expected_squared_distance)",
+            "kernel.set_expected_squared_distance(1.0)",
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
+        (
+            "model.prior.sample(len(some))",
+            "torch.randn(some.shape)",
+            "evaluation::test_pictures_and_codes_are_measured_as_defined",
+        ),
     ],
     "wae_lightning/evaluation/clouds.py": [
-        ('"MMD-CD x1e3": 1e3 *', '"MMD-CD x1e3": 1e4 *', "evaluation"),
-        ("training cloud x1e3\": 1e3 *", "training cloud x1e3\": 1e4 *", "evaluation"),
-        ('1e2 * found_emd["MMD"]', '1e3 * found_emd["MMD"]', "evaluation"),
-        ('"CD x1e3": 1e3 *', '"CD x1e3": 1e4 *', "evaluation"),
-        ("1e2 * float(emd)", "1e3 * float(emd)", "evaluation"),
-        ("if turn and not train else", "if turn else", "evaluation"),
-        ("flow, model.flow = model.flow, None", "flow = model.flow", "evaluation"),
-        ("    model.flow = flow\n", "", "evaluation"),
-        ("model.invariance = trained_with", "pass", "evaluation"),
-        ("(True, real), (False, samples)):\n        metric", "(False, real), (True, samples)):\n        metric", "evaluation"),
-        ("(reconstruction - reconstruction.mean(1, keepdim=True)).square().sum(2)", "reconstruction.square().sum(2)", "evaluation"),
+        ('"MMD-CD x1e3": 1e3 *', '"MMD-CD x1e3": 1e4 *', "evaluation::test_sets_of_clouds_are_compared_as_defined"),
+        (
+            'training cloud x1e3": 1e3 *',
+            'training cloud x1e3": 1e4 *',
+            "evaluation::test_sets_of_clouds_are_compared_as_defined",
+        ),
+        ('1e2 * found_emd["MMD"]', '1e3 * found_emd["MMD"]', "evaluation::test_sets_of_clouds_are_compared_as_defined"),
+        ('"CD x1e3": 1e3 *', '"CD x1e3": 1e4 *', "evaluation::test_reconstructions_of_clouds_are_compared_as_defined"),
+        ("1e2 * float(emd)", "1e3 * float(emd)", "evaluation::test_reconstructions_of_clouds_are_compared_as_defined"),
+        ("if turn and not train else", "if turn else", "evaluation::test_only_the_test_clouds_are_turned"),
+        (
+            "flow, model.flow = model.flow, None",
+            "flow = model.flow",
+            "evaluation::test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was",
+        ),
+        (
+            "    model.flow = flow\n",
+            "",
+            "evaluation::test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was",
+        ),
+        (
+            "model.invariance = trained_with",
+            "pass",
+            "evaluation::test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was",
+        ),
+        (
+            "(True, real), (False, samples)):\n        metric",
+            "(False, real), (True, samples)):\n        metric",
+            "evaluation::test_sets_of_clouds_are_compared_as_defined",
+        ),
+        (
+            "(reconstruction - reconstruction.mean(1, keepdim=True)).square().sum(2)",
+            "reconstruction.square().sum(2)",
+            "evaluation::test_reconstructions_of_clouds_are_compared_as_defined",
+        ),
     ],
     "wae_lightning/evaluation/completions.py": [
-        ("F.dropout(x, 0.2, self.training)", "F.dropout(x, 0.2, True)", "evaluation"),
-        ("self.scale = min(scales", "self.scale = max(scales", "evaluation"),
-        ("last.bias *= self.scale", "pass", "evaluation"),
+        (
+            "F.dropout(x, 0.2, self.training)",
+            "F.dropout(x, 0.2, True)",
+            "evaluation::test_the_label_net_is_scaled_to_the_validation_set_and_has_no_dropout",
+        ),
+        (
+            "self.scale = min(scales",
+            "self.scale = max(scales",
+            "evaluation::test_the_label_net_is_scaled_to_the_validation_set_and_has_no_dropout",
+        ),
+        (
+            "last.bias *= self.scale",
+            "pass",
+            "evaluation::test_the_label_net_is_scaled_to_the_validation_set_and_has_no_dropout",
+        ),
     ],
-    # ---- callbacks --------------------------------------------------------------------------------------------------
     "wae_lightning/callbacks/codes.py": [
-        ("values.abs().argsort(descending=True)", "values.argsort(descending=True)", "callbacks"),
-        ("z, z_prior = z - center, z_prior - center", "z, z_prior = z - z.mean(0), z_prior - center", "callbacks"),
-        ("1.1 * float(z_prior", "1.1 * float(points", "callbacks"),
+        (
+            "values.abs().argsort(descending=True)",
+            "values.argsort(descending=True)",
+            "callbacks::test_the_directions_are_those_of_the_largest_deviation",
+        ),
+        (
+            "z, z_prior = z - center, z_prior - center",
+            "z, z_prior = z - z.mean(0), z_prior - center",
+            "callbacks::test_the_directions_are_those_of_the_largest_deviation",
+        ),
+        (
+            "1.1 * float(z_prior",
+            "1.1 * float(points",
+            "callbacks::test_the_scale_is_the_priors_until_codes_lie_outside",
+        ),
     ],
     "wae_lightning/callbacks/images.py": [
-        ("lines.transpose(0, 1).flatten", "lines.flatten", "callbacks"),
-        ("model.interpolate(inputs[:half], inputs[half : 2 * half]", "model.interpolate(inputs[half : 2 * half], inputs[:half]", "callbacks"),
+        (
+            "lines.transpose(0, 1).flatten",
+            "lines.flatten",
+            "callbacks::test_pictures_have_the_right_images_in_the_right_places",
+        ),
+        (
+            "model.interpolate(inputs[:half], inputs[half : 2 * half]",
+            "model.interpolate(inputs[half : 2 * half], inputs[:half]",
+            "callbacks::test_pictures_have_the_right_images_in_the_right_places",
+        ),
     ],
     "wae_lightning/callbacks/pictures.py": [
-        ("(images - low) / (high - low)", "images - low", "callbacks house"),
-        ("with torch.random.fork_rng(devices), ", "with ", "sample_quality"),
-        ("max(trainer.global_step - 1, 0)", "trainer.global_step", "callbacks"),
-        ("(trainer.current_epoch + 1) % self.every_n_epochs == 0", "trainer.current_epoch % self.every_n_epochs == 0", "pointnet"),
+        ("(images - low) / (high - low)", "images - low", "callbacks::test_pictures_have_the_range_of_the_inputs"),
+        ("with torch.random.fork_rng(devices), ", "with ", "sample_quality::test_training_goes_on_as_without_it"),
+        (
+            "max(trainer.global_step - 1, 0)",
+            "trainer.global_step",
+            "callbacks::test_both_write_to_tensorboard_after_each_validation",
+        ),
     ],
     "wae_lightning/callbacks/completions.py": [
-        ("torch.full_like(y, 0.5)", "y", "conditional"),
-        ("(variance / (x.flatten", "(-variance / (x.flatten", "conditional"),
+        ("torch.full_like(y, 0.5)", "y", "conditional::test_the_picture_shows_observed_part_truth_and_completions"),
+        (
+            "(variance / (x.flatten",
+            "(-variance / (x.flatten",
+            "conditional::test_the_ambiguous_parts_are_those_whose_neighbours_disagree",
+        ),
     ],
     "wae_lightning/callbacks/completion_measures.py": [
-        ("        self._left -= len(x)\n", "", "conditional"),
-        ("100, prior=True)", "100)", "conditional"),
-        ("-weights.mean(1)", "-weights.amin(1)", "conditional"),
+        ("        self._left -= len(x)\n", "", "conditional::test_likelihoods_are_of_as_many_images_as_asked"),
+        ("100, prior=True)", "100)", "conditional::test_likelihoods_are_of_as_many_images_as_asked"),
+        ("-weights.mean(1)", "-weights.amin(1)", "conditional::test_likelihoods_are_of_as_many_images_as_asked"),
     ],
     "wae_lightning/callbacks/sample_quality.py": [
-        ("feature=DigitFeatures(), reset_real_features=False", "feature=DigitFeatures()", "sample_quality"),
-        ("(trainer.current_epoch + 1) % self.every", "trainer.current_epoch % self.every", "sample_quality"),
+        (
+            "feature=DigitFeatures(), reset_real_features=False",
+            "feature=DigitFeatures()",
+            "sample_quality::test_it_is_measured_first_and_then_after_every_so_many_epochs",
+        ),
+        (
+            "(trainer.current_epoch + 1) % self.every",
+            "trainer.current_epoch % self.every",
+            "sample_quality::test_it_is_measured_first_and_then_after_every_so_many_epochs",
+        ),
     ],
-    "wae_lightning/callbacks/point_clouds.py": [
-        ("[(up + 1) % 3, (up + 2) % 3, up]", "[(up + 2) % 3, (up + 1) % 3, up]", "pointnet"),
-    ],
-    # ---- commands ---------------------------------------------------------------------------------------------------
     "wae_lightning/cli/train.py": [
         ("round(cpu_seconds, 1)", "round(seconds, 1)", "train::test_cpu_seconds_are_those_of_the_processor"),
-        ("seed_everything(self.config.seed_everything or 0", "(lambda *_, **__: None)(0", "flags::test_the_same_weights_have_the_same_test_metrics_after_a_resume"),
+        (
+            "seed_everything(self.config.seed_everything or 0",
+            "(lambda *_, **__: None)(0",
+            "flags::test_the_same_weights_have_the_same_test_metrics_after_a_resume",
+        ),
     ],
     "wae_lightning/cli/generate.py": [
-        ("arguments.steps) * model.prior.scale", "arguments.steps)", "generate"),
-        ("model.interpolate(z[:-1], z[1:]", "model.interpolate(z[1:], z[:-1]", "generate"),
-        ("rows[1] if what == \"reconstruction\"", "rows[0] if what == \"reconstruction\"", "generate"),
+        (
+            "arguments.steps) * model.prior.scale",
+            "arguments.steps)",
+            "generate::test_a_traversal_goes_as_far_as_the_prior",
+        ),
+        (
+            "model.interpolate(z[:-1], z[1:]",
+            "model.interpolate(z[1:], z[:-1]",
+            "generate::test_lines_lead_from_input_to_input",
+        ),
+        (
+            'rows[1] if what == "reconstruction"',
+            'rows[0] if what == "reconstruction"',
+            "generate::test_pictures_of_any_size_are_reconstructed",
+        ),
     ],
-    # ---- data -------------------------------------------------------------------------------------------------------
     "datamodules/base.py": [
         ("drop_last=len(order) >= self.batch_size", "drop_last=False", "modelnet40"),
         ("order[validation:].sort()", "order.sort()", "mnist"),
@@ -473,32 +872,52 @@ _FAULTS = {
         ("areas / areas.sum()", "np.ones(len(areas)) / len(areas)", "shapes"),
         ("np.where(2 * rng.random(n) < 1 + tube / ring * np.cos(t), t, np.pi - t)", "t", "shapes"),
     ],
-    # ---- the scripts behind RESULTS ---------------------------------------------------------------------------------
     "experiments/reproduce/figures.py": [
-        ('["WAE-MMD", "WAE-GAN"], names', '["WAE-GAN", "WAE-MMD"], names', "reproduce::test_each_model_stands_under_its_own_name"),
+        (
+            '["WAE-MMD", "WAE-GAN"], names',
+            '["WAE-GAN", "WAE-MMD"], names',
+            "reproduce::test_each_model_stands_under_its_own_name",
+        ),
     ],
     "experiments/reproduce/mnist_results.py": [
-        ("statistics.stdev(v)", "statistics.pstdev(v)", "reproduce"),
-        ('if run["seed"] != new["seed"]]', "]", "reproduce"),
-    ],
-    "experiments/reproduce/pythae_results.py": [
-        ("compare(real, reconstructed)", "compare(reconstructed, real)", "reproduce"),
-        ("spent += time.process_time() - start", "spent += time.perf_counter() - start", "reproduce"),
+        ("statistics.stdev(v)", "statistics.pstdev(v)", "reproduce::test_runs_of_a_row_have_mean_and_deviation"),
+        ('if run["seed"] != new["seed"]]', "]", "reproduce::test_runs_of_a_row_have_mean_and_deviation"),
     ],
     "experiments/reproduce/point_cloud_results.py": [
-        ("1e3 * float(chamfer_distance(halves", "1e4 * float(chamfer_distance(halves", "reproduce"),
-        ("exact.argmin(0)", "exact.argmax(0)", "reproduce"),
-        ("compare_sets(train[picked], test, train)", "compare_sets(test, test, train)", "reproduce"),
-        ("data.num_points]\n    rows = {", "data.num_points] * 0\n    rows = {", "reproduce"),
+        (
+            "1e3 * float(chamfer_distance(halves",
+            "1e4 * float(chamfer_distance(halves",
+            "reproduce::test_the_baselines_of_clouds_are_what_they_are_called",
+        ),
+        ("exact.argmin(0)", "exact.argmax(0)", "reproduce::test_the_baselines_of_clouds_are_what_they_are_called"),
+        (
+            "compare_sets(train[picked], test, train)",
+            "compare_sets(test, test, train)",
+            "reproduce::test_the_baselines_of_clouds_are_what_they_are_called",
+        ),
+        (
+            "data.num_points]\n    rows = {",
+            "data.num_points] * 0\n    rows = {",
+            "reproduce::test_the_pictures_of_clouds_stand_under_their_names",
+        ),
     ],
     "experiments/reproduce/completion_results.py": [
-        ("topk(10, largest=False)", "topk(10)", "reproduce"),
-        ("(fit(120) - fit(20)) / 100", "(fit(120) - fit(20)) / 120", "reproduce"),
-        ("    model.load_state_dict(weights)\n", "", "reproduce"),
-        ("r_squared(observed.flatten(1), model", "r_squared(hidden.flatten(1), model", "reproduce"),
-    ],
-    "experiments/reproduce/make_bundled_digits.py": [
-        ("[:count].sort()", "[:count].sort(descending=True)", "reproduce"),
+        (
+            "topk(10, largest=False)",
+            "topk(10)",
+            "reproduce::test_donors_are_the_ten_training_images_nearest_in_the_observed_part",
+        ),
+        (
+            "(fit(120) - fit(20)) / 100",
+            "(fit(120) - fit(20)) / 120",
+            "reproduce::test_each_model_trains_for_the_time_that_is_given",
+        ),
+        ("    model.load_state_dict(weights)\n", "", "reproduce::test_each_model_trains_for_the_time_that_is_given"),
+        (
+            "r_squared(observed.flatten(1), model",
+            "r_squared(hidden.flatten(1), model",
+            "reproduce::test_the_share_of_codes_that_the_observed_pixels_explain",
+        ),
     ],
 }  # fmt: skip
 
