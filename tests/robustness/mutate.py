@@ -1,7 +1,7 @@
 """Puts deliberate faults into the code and prints those that no test notices: ``python tests/robustness/mutate.py``.
 
-The faults are those of ``faults.py``. Each is put into a copy of this checkout, alone, and the tests that concern it run
-there until one fails; nothing here is touched, also if the run is stopped. The processes that run them are forked from
+The faults are those of ``faults.py``. Each is put into a copy of this checkout, alone, and the tests that concern it
+run there until one fails; nothing here is touched, also if the run is stopped. The processes that run them are forked from
 one that has imported the libraries already, which saves most of the time. Tests that fail without any fault, and faults
 whose text is not found exactly once, are errors. Ends with status 1 if a fault survives.
 """
@@ -9,6 +9,7 @@ whose text is not found exactly once, are errors. Ends with status 1 if a fault 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ LIBRARIES = (
     "pytorch_lightning", "scipy.stats", "sklearn.mixture", "torch", "torch.utils.tensorboard", "torchmetrics.image",
     "torchvision", "yaml",
 )  # fmt: skip
+_MOMENTS = itertools.count(10**9)
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
@@ -59,10 +61,16 @@ def applied(fault: Fault, root: Path) -> Iterator[None]:
     path = root / fault.file
     whole = path.read_text()
     try:
-        path.write_text(faulty(whole, fault))
+        _write(path, faulty(whole, fault))
         yield
     finally:
-        path.write_text(whole)
+        _write(path, whole)
+
+
+def _write(path: Path, text: str) -> None:
+    """Gives each text a time of its own: by that, and the size, Python tells whether what it compiled is up to date."""
+    path.write_text(text)
+    os.utime(path, (moment := next(_MOMENTS), moment))
 
 
 def copy(target: Path) -> Path:
@@ -87,9 +95,6 @@ def _run_pytest(tests: list[str], root: Path, printed: Path) -> None:
         os.dup2(file.fileno(), stream)
     os.chdir(root)
     os.environ["PYTHONPATH"] = str(root)
-    # a compiled file could outlive the text it was made from
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    sys.dont_write_bytecode = True
     sys.path[:] = [str(root), *(path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))]
     for name in ("faults", "mutate"):
         sys.modules.pop(name, None)
