@@ -1,9 +1,9 @@
 """Puts deliberate faults into the code and prints those that no test notices: ``python tests/robustness/mutate.py``.
 
 The faults are those of ``faults.py``. Each is put into a copy of this checkout, alone, and the tests that concern it
-run there until one fails; nothing here is touched, also if the run is stopped. The processes that run them are forked from
-one that has imported the libraries already, which saves most of the time. Tests that fail without any fault, and faults
-whose text is not found exactly once, are errors. Ends with status 1 if a fault survives.
+run there until one fails; nothing here is touched, also if the run is stopped. The processes that run them are forked
+from one that has imported the libraries already, which saves most of the time. Tests that fail without any fault, and
+faults whose text is not found exactly once, are errors. Ends with status 1 if a fault survives.
 """
 
 from __future__ import annotations
