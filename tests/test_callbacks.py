@@ -264,3 +264,9 @@ def test_the_codes_shown_are_behind_the_flow(tmp_path):
     with torch.no_grad():
         inputs = torch.cat(list(loader))[:50]
         torch.testing.assert_close(pictures.kept()["codes"], model.encode(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_shift_of_the_codes_is_a_deviation():
+    z = torch.randn(20_000, 4) + torch.tensor([0.0, 0.0, 3.0, 0.0])
+    directions = most_deviating_directions(z, torch.randn(20_000, 4))
+    assert directions[2, 0].abs() > 0.99

@@ -430,3 +430,20 @@ def test_clouds_far_from_normalised_are_named():
 def test_patches_share_all_points(patches):
     decoder = FoldingDecoder(4, 100, patches=patches, hidden=(8, 8))
     assert decoder(torch.randn(2, 4)).shape == (2, 100, 3)
+
+
+def test_partners_are_assigned_together_with_the_codes_before():
+    model = small_model(coupling=0.5, coupled_codes=40)
+    model.memory.remember(torch.full((36, 8), 5.0))
+    partners = torch.cat([model._prior_partners(torch.full((4, 8), -5.0)) for _ in range(20)])
+    # of 40 draws, the four that lie lowest; of four draws alone the mean would be 0
+    assert partners.sum(1).max() < 0
+
+
+def test_the_first_axis_points_to_the_side_of_positive_skewness():
+    # heavy on the negative side, with a tail on the positive one
+    along = torch.tensor([-1.0] * 8 + [2.0] * 3)
+    x = torch.stack([along, torch.linspace(-1, 1, 11), torch.linspace(-0.1, 0.1, 11)], 1).unsqueeze(0)
+    for points in (x, x * torch.tensor([-1.0, 1.0, -1.0])):
+        posed = (points @ upright_pose(points))[0, :, 0]
+        assert posed.mean() < 0 < posed.pow(3).sum()

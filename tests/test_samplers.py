@@ -118,3 +118,9 @@ def test_codes_of_another_scale_give_samples_of_that_scale():
     codes = Normal(2, 5.0).sample(3000)
     drawn = MixtureSampler(codes, components=3).sample(50_000)
     torch.testing.assert_close(drawn.T.cov(), codes.T.cov(), rtol=0.1, atol=1.0)
+
+
+def test_clusters_are_drawn_by_their_weights():
+    codes = torch.cat([0.1 * torch.randn(800, 2) - 5, 0.1 * torch.randn(200, 2) + 5])
+    drawn = MixtureSampler(codes, components=2).sample(4000)
+    assert (drawn[:, 0] > 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
