@@ -1,14 +1,18 @@
 """Models, trainers and comparisons that several test files use."""
 
 import functools
+import importlib
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from wae_lightning import WAEMMD
+from wae_lightning.lightning import PACKAGE
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.noise import EncoderNoise
+
+pl = importlib.import_module(PACKAGE)
+"""The package of Lightning that the tests run under; WAE_LIGHTNING_PACKAGE chooses it."""
 
 ONE_CYCLE = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2)
 
@@ -49,3 +53,13 @@ def codes_and_loss(model, x):
     code = model.draw_codes(x)
     terms = model.terms(x, code)
     return model.compared(x, code), model.objective(terms | {"penalty": torch.zeros(())})
+
+
+def assert_equal(a, b):
+    """Two state dicts, or what they hold, are equal bit by bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_equal(a[name], b[name])
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

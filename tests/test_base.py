@@ -7,9 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import ONE_CYCLE, perceptrons, small, trainer, weights
+from helpers import ONE_CYCLE, perceptrons, pl, small, trainer, weights
 from torch.utils.data import DataLoader
 
 from datamodules import MNISTDataModule

@@ -7,8 +7,6 @@ import pytest
 import torch
 from helpers import small, trainer
 from PIL import Image
-from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -18,6 +16,7 @@ from wae_lightning import WAEMMD
 from wae_lightning.callbacks import CodePictures, Dashboard, ImagePictures, SampleQuality
 from wae_lightning.callbacks.codes import most_deviating_directions
 from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.lightning import LearningRateMonitor, TensorBoardLogger
 from wae_lightning.networks import MixtureFlow
 from wae_lightning.noise import EncoderNoise
 from wae_lightning.penalties import MMD

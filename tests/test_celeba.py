@@ -12,12 +12,12 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer, seed_everything
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from datamodules import CelebADataModule
 from datamodules.cached_images import ImagesOnDisk
 from datamodules.celeba import _shuffled_as_in_the_paper
+from wae_lightning.lightning import LightningModule, Trainer, seed_everything
 
 ATTRIBUTES = ["Bald", "Male", "Smiling"]
 

@@ -7,20 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
-import yaml
-from helpers import codes_and_loss
-from jsonargparse import ArgumentParser
+from helpers import codes_and_loss, pl
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import HalfImageDataModule, MNISTDataModule
-from wae_lightning import ConditionalWAE
+from wae_lightning import ConditionalWAE, from_config
 from wae_lightning.callbacks import CompletionPictures
 from wae_lightning.callbacks.completions import most_ambiguous
 from wae_lightning.cli import train
-from wae_lightning.cli.flags import CONFIGS
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
 from wae_lightning.image_parts import ImageParts
 from wae_lightning.joint_mmd import CodesAndFeatures, JointMMD, joint_mmd
@@ -492,11 +488,8 @@ def test_the_config_trains_draws_and_loads(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist_conditional_report", "mnist_conditional_paper", "celeba_conditional"])
 def test_the_other_configs_build_models_that_fit_their_data(name):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ConditionalWAE, "model")
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    model = parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model.eval()
-    x, y = model.parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
+    model, _ = from_config(name)
+    x, y = model.eval().parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
     assert model(x, y).shape == y.shape
     assert isinstance(model, ReportWAE) == ("report" in name)
 

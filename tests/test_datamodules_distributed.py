@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
-from pytorch_lightning.cli import LightningCLI
 from test_celeba import draw_celeba
 from test_modelnet40 import POINTS, write_hdf5
 from torch import Tensor
 
 import datamodules
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
+from wae_lightning.lightning import LightningCLI, LightningDataModule, LightningModule, Trainer, seed_everything
 
 
 class Recorder(LightningModule):

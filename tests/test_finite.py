@@ -8,7 +8,6 @@ import torch
 from helpers import perceptrons, trainer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +22,7 @@ from wae_lightning.costs import (
     SquaredError,
 )
 from wae_lightning.kernels import RBF, Laplacian
+from wae_lightning.lightning import ModelCheckpoint
 from wae_lightning.networks import Critic
 from wae_lightning.penalties import (
     MMD,

@@ -8,11 +8,11 @@ import torch
 from helpers import codes_and_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning import Trainer
 from scipy.stats import multivariate_normal, norm
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAE, WAEGAN, PointNetWAE
+from wae_lightning.lightning import Trainer
 from wae_lightning.networks import ConvDecoder, CouplingFlow, MixtureFlow
 from wae_lightning.noise import FixedNoise
 from wae_lightning.priors import Normal

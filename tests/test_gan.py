@@ -5,10 +5,8 @@ import functools
 import math
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import ONE_CYCLE, perceptrons, small, trainer, weights
-from pytorch_lightning.plugins import MixedPrecision
+from helpers import ONE_CYCLE, perceptrons, pl, small, trainer, weights
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -135,7 +133,7 @@ def test_gradients_are_unscaled_before_they_are_clipped_and_the_scale_changes_on
         if scale:
             # grows in every step: a second update between the two optimizers would halve the critic's gradients
             grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)
-            plugin = MixedPrecision("16-mixed", "cpu", scaler=grad_scaler)
+            plugin = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler=grad_scaler)
             plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
             plugins = [plugin]
         fitting = trainer(

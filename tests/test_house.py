@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from helpers import perceptrons, small, trainer, weights
-from pytorch_lightning.core.hooks import CheckpointHooks, DataHooks, ModelHooks
+from helpers import perceptrons, pl, small, trainer, weights
 from torch.utils.data import DataLoader
 
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
@@ -29,7 +27,7 @@ WORKING = {
     "on_predict_model_eval", "on_predict_model_train",
 }  # fmt: skip
 OLD = {"configure_sharded_model"}  # Lightning wants one of two names for one hook
-BASES = (ModelHooks, DataHooks, CheckpointHooks)
+BASES = (pl.core.hooks.ModelHooks, pl.core.hooks.DataHooks, pl.core.hooks.CheckpointHooks)
 HOOKS = ["configure_callbacks", *(name for base in BASES for name in vars(base) if name[0] != "_")]
 HOOKS = [name for name in HOOKS if name not in WORKING | OLD]
 
@@ -106,9 +104,6 @@ def test_a_trainer_whose_fit_is_refused_has_its_flags_back(tmp_path):
 
 def test_steps_equal_those_of_version_0_1():
     """Losses and weights of 50 steps as commit b8a0647 made them, in which only the order of hooks differed."""
-    import yaml
-    from jsonargparse import ArgumentParser
-
     import wae_lightning
 
     recorded = json.loads((Path(__file__).parent / "data" / "steps_of_version_0_1.json").read_text())
@@ -123,11 +118,7 @@ def test_steps_equal_those_of_version_0_1():
 
     for name, expected in recorded.items():
         torch.manual_seed(0)
-        config = next(Path(wae_lightning.__file__).parents[1].glob(f"*/**/configs/{name}.yaml"))
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(wae_lightning.WAE, "model")
-        given = yaml.safe_load(config.read_text())["model"]
-        model = parser.instantiate_classes(parser.parse_object({"model": given})).model
+        model, _ = wae_lightning.from_config(name)
         torch.manual_seed(2)
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 from helpers import perceptrons, trainer
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from datamodules.base import BatchDataModule
 from datamodules.images import Images
 from wae_lightning import WAEMMD
+from wae_lightning.lightning import SIGTERMException
 from wae_lightning.training.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
 
 

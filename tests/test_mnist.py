@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from pytorch_lightning import seed_everything
 
 from datamodules import MNISTDataModule
 from datamodules.idx import find_idx_files, read_idx
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
+from wae_lightning.lightning import seed_everything
 
 
 def write_idx(path, array):

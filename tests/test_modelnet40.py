@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning import LightningModule, Trainer, seed_everything
 
 from datamodules import ModelNet40DataModule
 from datamodules.clouds import normalize
 from datamodules.modelnet40 import PointClouds, augment, turned
 from datamodules.shapes import SHAPES
+from wae_lightning.lightning import LightningModule, Trainer, seed_everything
 
 NAMES = ["airplane", "bed", "chair"]
 POINTS = 64

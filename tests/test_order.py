@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import CelebADataModule, MNISTDataModule, ModelNet40DataModule
 from datamodules.base import BatchDataModule, TensorRows
 from datamodules.order import EpochOrder
+from wae_lightning.lightning import Callback, LightningModule, Trainer, seed_everything
 
 COUNT, SIZE, STEPS = 42, 4, 10  # the last two of each epoch are dropped
 

@@ -4,6 +4,7 @@ import copy
 import enum
 import functools
 import inspect
+import io
 import itertools
 import json
 import pathlib
@@ -116,8 +117,8 @@ def outputs(model):
     return [code, y, model.cost(x, y), model.penalty(code, model.prior.sample(4)), model.eval().sample(2)]
 
 
-def test_every_combination_comes_back_equal():
-    """For every combination that constructs: describe, JSON, build, the weights, then the same numbers."""
+def test_every_combination_comes_back_equal(tmp_path):
+    """For every combination that constructs: through a checkpoint, some through a folder, to the same numbers."""
     built = 0
     for prior, penalty, of_noise, flow in itertools.product(PRIORS, PENALTIES, NOISES, FLOWS):
         for encoder, decoder in image_networks(D * of_noise.features_per_dimension):
@@ -134,9 +135,14 @@ def test_every_combination_comes_back_equal():
             except ValueError:  # such as a flow on a sphere
                 break
             description = json.loads(json.dumps(describe(model)))
-            loaded = build_bounded(description, model.state_dict(), trust=HERE)
+            if built % 20:
+                file = io.BytesIO()
+                torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, file)
+                loaded = Model.load_from_checkpoint(file)
+            else:
+                model.save_pretrained(tmp_path / str(built))
+                loaded = Model.from_pretrained(tmp_path / str(built))
             assert describe(loaded) == description
-            loaded.load_state_dict(model.state_dict())
             for got, expected in zip(outputs(loaded), outputs(model), strict=True):
                 torch.testing.assert_close(got, expected, rtol=0, atol=0)
             built += 1

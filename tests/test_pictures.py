@@ -6,9 +6,8 @@ import io
 import numpy as np
 import pytest
 import torch
+from helpers import pl
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_base import small, trainer
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wae_lightning import WAEMMD, PointNetWAE
 from wae_lightning.callbacks import CodePictures, ImagePictures, PointCloudPictures, log_picture
 from wae_lightning.callbacks.pictures import in_unit_range, run_folder, write_png
+from wae_lightning.lightning import CSVLogger, Logger, TensorBoardLogger
 from wae_lightning.networks.pointnet import FullyConnectedDecoder
 
 IMAGES = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(1))
@@ -232,7 +232,7 @@ def test_weights_and_biases_takes_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     folders = []
     for _ in range(2):
-        logger = WandbLogger(project="digits", save_dir=tmp_path, offline=True)
+        logger = pl.loggers.WandbLogger(project="digits", save_dir=tmp_path, offline=True)
         logged = []
         log = logger.experiment.log
         monkeypatch.setattr(
@@ -255,7 +255,7 @@ def test_mlflow_takes_pictures(tmp_path):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = MLFlowLogger("digits", tracking_uri=uri, artifact_location=(tmp_path / "artifacts").as_uri())
+    logger = pl.loggers.MLFlowLogger("digits", tracking_uri=uri, artifact_location=(tmp_path / "artifacts").as_uri())
     fit_and_test(tmp_path, logger)
     files = [file.path for file in logger.experiment.list_artifacts(logger.run_id, "images")]
     names = {path.split("/")[-1].split("%")[0].split("+")[0] for path in files if path.endswith(".png")}

@@ -8,8 +8,6 @@ import torch
 from helpers import codes_and_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader
 from wae_lightning import PointNetWAE
 from wae_lightning.callbacks import PointCloudPictures, draw_point_sets
 from wae_lightning.costs import SquaredError, chamfer_distance
+from wae_lightning.lightning import TensorBoardLogger, Trainer
 from wae_lightning.networks import (
     FoldingDecoder,
     FullyConnectedDecoder,

@@ -1,10 +1,14 @@
 """Models as folders, and as repositories of a hub that stands in for the real one."""
 
+import base64
 import json
-import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from wae_lightning import WAE, kernels, networks, penalties, pretrained, priors
@@ -25,37 +29,78 @@ def model():
     return Model(prior=prior, flow=networks.MixtureFlow(4, 3), penalty=penalties.MMD(kernels.RBF(2.0))).eval()
 
 
+class Hub(BaseHTTPRequestHandler):
+    """The few answers of the hub's server that the client's library asks for."""
+
+    files: ClassVar[dict] = {}
+    asked: ClassVar[list] = []
+
+    def log_message(self, *arguments):
+        pass
+
+    def answer(self, content, status=200, **headers):
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            Hub.asked.append(asked)
+            self.answer({"url": f"http://hub/{asked.get('organization', 'me')}/{asked['name']}"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"warnings": [], "errors": []})
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            files = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            self.answer({"files": files})
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    Hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1" * 40, "success": True})
+
+    def do_GET(self):
+        name = self.path.rpartition("/")[2]
+        listed = [{"type": "file", "path": n, "size": len(c), "oid": "2" * 40} for n, c in Hub.files.items()]
+        if "me/model" not in self.path:
+            self.answer({"error": "none"}, 404, **{"X-Error-Code": "RepoNotFound"})
+        elif "/tree/" in self.path:
+            self.answer(listed)
+        elif self.path.startswith("/api/models/"):
+            siblings = [{"rfilename": n} for n in Hub.files]
+            self.answer({"id": "me/model", "sha": "1" * 40, "siblings": siblings, "private": False, "tags": []})
+        else:
+            self.answer(Hub.files[name], **{"X-Repo-Commit": "1" * 40, "ETag": f'"{name}"'})
+
+    do_HEAD = do_GET
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The hub's client, with a folder in place of its server."""
+    """The hub's own client, and a server of this process in place of the real one."""
     client = pytest.importorskip("huggingface_hub")
-
-    class Api:
-        def __init__(self, token=None):
-            pass
-
-        def create_repo(self, repo_id, private, exist_ok):
-            (tmp_path / "hub" / repo_id).mkdir(parents=True, exist_ok=exist_ok)
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, tmp_path / "hub" / repo_id, dirs_exist_ok=True)
-            return f"hub/{repo_id}/commit/1"
-
-    def download(repo_id, allow_patterns):
-        if not (tmp_path / "hub" / repo_id).is_dir():
-            raise client.errors.RepositoryNotFoundError("404 for this repository", response=None)
-        found = tmp_path / "cache"
-        shutil.copytree(tmp_path / "hub" / repo_id, found, ignore=lambda _, names: set(names) - set(allow_patterns))
-        return str(found)
-
-    monkeypatch.setattr(client, "HfApi", Api)
-    monkeypatch.setattr(client, "snapshot_download", download)
-    return tmp_path
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(client.constants, "ENDPOINT", address)
+    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    template = client.constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")
+    monkeypatch.setattr(client.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{{template[2]}")
+    yield tmp_path
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_folder_brings_the_model_back(model, half, tmp_path):
-    save_pretrained(model, tmp_path / "new" / "folder", half, card="Trained on *digits*.")
+    metrics = {"test/cost": 3.14159}
+    save_pretrained(model, tmp_path / "new" / "folder", half, "Ten *digits*.", metrics, "## More\n")
     loaded = from_pretrained(tmp_path / "new" / "folder", trust=HERE)
     assert describe(loaded) == describe(model)
     assert not loaded.training
@@ -65,17 +110,23 @@ def test_a_folder_brings_the_model_back(model, half, tmp_path):
     drawn = [m.sample(3, torch.Generator().manual_seed(1)) for m in (loaded, model)]
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-2 if half else 0)
     card = (tmp_path / "new" / "folder" / "README.md").read_text()
-    assert "Trained on *digits*." in card
-    assert "# Model\n" in card
+    for text in ("# Model\n", "Wasserstein auto-encoder. It has ", "Ten *digits*.", "| test/cost | 3.142 |", "## More"):
+        assert text in card
+    assert "![samples](samples.png)" in card
+    assert f"trust=['{__name__}'])" in card
+    with Image.open(tmp_path / "new" / "folder" / "samples.png") as picture:
+        assert min(picture.size) > 8 * 28
     full = sum(value.numel() * 4 for value in model.state_dict().values())
     assert (tmp_path / "new" / "folder" / "model.safetensors").stat().st_size < full * (0.6 if half else 1.1)
 
 
 def test_the_hub(model, hub):
-    assert push_to_hub(model, "me/model") == "hub/me/model/commit/1"
+    assert push_to_hub(model, "me/model", private=True, token="mine") == "http://hub/me/model/commit/1"
+    assert Hub.asked[-1]["private"]
+    assert set(Hub.files) >= {"config.json", "model.safetensors", "README.md", "samples.png"}
     loaded = from_pretrained("me/model", trust=HERE)
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert not (hub / "cache" / "README.md").exists()
+    assert {path.name for path in (hub / "cache").glob("**/snapshots/*/*")} == {"config.json", "model.safetensors"}
     with pytest.raises(FileNotFoundError, match="me/other: neither a folder nor a repository that can be had"):
         from_pretrained("me/other")
 
@@ -109,7 +160,7 @@ def test_what_could_not_be_loaded_is_not_written(tmp_path):
         ('{"model": {"class_path": "wae_lightning.priors.Normal"}}', "describes no model"),
         (
             '{"model": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 2}}}',
-            "Unexpected",
+            "differ in the weights",
         ),
     ],
 )

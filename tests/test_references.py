@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from wae_lightning.lightning import Trainer
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.priors import Sphere
 from wae_lightning.references import VAE, AutoEncoder

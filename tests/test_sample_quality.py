@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from helpers import pl
 from test_base import small, trainer, weights
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -43,7 +43,7 @@ def test_it_is_measured_first_and_then_after_every_so_many_epochs(tmp_path, monk
     measured = []
     compute = FrechetInceptionDistance.compute
     monkeypatch.setattr(FrechetInceptionDistance, "compute", lambda self: measured.append(epoch()) or compute(self))
-    stop = EarlyStopping("val/fid_digits_1k", patience=100)
+    stop = pl.callbacks.EarlyStopping("val/fid_digits_1k", patience=100)
     # the sanity check measures nothing, and EarlyStopping finds the value from the first epoch on
     fitting = trainer(tmp_path, callbacks=[SampleQuality(3), stop], max_epochs=6, num_sanity_val_steps=1)
     epoch = lambda: fitting.current_epoch  # noqa: E731

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAEMMD
 from wae_lightning.kernels import RBF, InverseMultiquadric
+from wae_lightning.lightning import Trainer
 from wae_lightning.penalties import mmd, mmd_test
 from wae_lightning.priors import Normal
 from wae_lightning.samplers import MixtureSampler

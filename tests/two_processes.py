@@ -8,9 +8,8 @@ import logging
 import sys
 import warnings
 
-import pytorch_lightning as pl
 import torch
-from helpers import perceptrons
+from helpers import perceptrons, pl
 from torch.utils.data import DataLoader
 
 import wae_lightning
@@ -69,7 +68,7 @@ def fit(name, model, processes):
 
 
 def main():
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger(pl.__name__).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     results = {}
     for name, make in MODELS.items():

@@ -240,11 +240,16 @@ class WAE(RecordedModel, Steps):
         They are part of a checkpoint, so that a mixture can be fitted to them where the training data is not at hand.
 
         Raises:
-            ValueError: If the model has not been trained.
+            ValueError: If the model has not been trained, or its checkpoint holds codes of another kind.
         """
         if not len(self.memory):
             raise ValueError("the model holds no training codes: it, or the checkpoint it is from, was not trained")
-        return self._from_code(self.memory.all()[:, : self.latent_dim].to(self.device))
+        codes = self.memory.all()[:, : self.latent_dim].to(self.device)
+        if codes.shape[1] < self.latent_dim or not codes.isfinite().all():
+            raise ValueError(
+                f"the training codes must be {self.latent_dim} finite numbers each: the checkpoint is damaged"
+            )
+        return self._from_code(codes)
 
     def _features(self, x: Any) -> Tensor:
         return self.encoder(self.noise.on_input(x) if self.training else x)  # type: ignore[no-any-return]
@@ -274,6 +279,12 @@ class WAE(RecordedModel, Steps):
     def _decode(self, code: Tensor) -> Tensor:
         """Decodes the encoder's own codes, from which a flow cancels out."""
         return self.decoder(code)  # type: ignore[no-any-return]
+
+    def try_out(self) -> Tensor:
+        """Decodes a code of zeros, and encodes what comes of it; returns what was decoded, (1, *output)."""
+        x = self._decode(torch.zeros(1, self.latent_dim))
+        self._encode(x, noise=False)
+        return x
 
     # ---- what a step computes ---------------------------------------------------------------------------------------
 

@@ -47,10 +47,29 @@ def read_plain(path: Any, name: str | None = None) -> Any:
             raise ValueError(f"it claims {claimed} bytes and has {size}")
         if not isinstance(path, Path):
             path.seek(0)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_claims(content)
+        return content
     except Exception as error:  # torch.load has no common exception for damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{name}: not a checkpoint, or a damaged one ({reason})") from None
+
+
+def _refuse_claims(value: Any, depth: int = 0) -> None:
+    """Refuses tensors that claim more numbers than are stored: views whose copy may fill any memory."""
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"it holds a tensor of another kind: {value.layout}, {value.dtype}, {value.device}")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"it holds a tensor of {value.nbytes} bytes, and stores less of it")
+    elif isinstance(value, Mapping):
+        for item in itertools.chain(value.keys(), value.values()):
+            _refuse_claims(item, depth + 1)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            _refuse_claims(item, depth + 1)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -89,7 +108,7 @@ class _Budget(TorchFunctionMode):
 
 def build_bounded(
     description: Any,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
     trust: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -108,9 +127,10 @@ def build_bounded(
     """
     given = dict(given or {})
     # a view claims any size: what counts is what is stored
-    storages = {weight.untyped_storage().data_ptr(): weight for weight in weights.values()}
+    tensors = [weight for weight in weights.values() if isinstance(weight, Tensor)]
+    storages = {weight.untyped_storage().data_ptr(): weight for weight in tensors}
     held = sum(weight.untyped_storage().nbytes() // weight.element_size() for weight in storages.values())
-    widest = max((size for weight in weights.values() for size in weight.shape if size <= held), default=0)
+    widest = max((size for weight in tensors for size in weight.shape if size <= held), default=0)
     arguments = description.get("init_args") if isinstance(description, dict) else None
     if isinstance(arguments, dict):
         description = description | {"init_args": {k: v for k, v in arguments.items() if k not in given}}

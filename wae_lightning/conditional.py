@@ -173,9 +173,15 @@ class ConditionalWAE(CompletionLikelihood, WAE):
             raise ValueError("decode needs the observed part and the code: decode(x, z)")
         return self._in_target(self.decoder(self.at_home(x), self.at_home(z)))
 
+    def try_out(self) -> Tensor:
+        x = torch.zeros(1, *self.parts.observed_shape)
+        y = self._in_target(self.decoder(x, torch.zeros(1, self.latent_dim)))
+        self._encode((x, y), noise=False)
+        return y
+
     def _in_target(self, y: Tensor) -> Tensor:
         if self.parts.target_shape == self.parts.image_shape:
-            y = y.masked_fill(self.parts.mask.to(y.device), 0)
+            y = y.masked_fill(self.parts.mask_on(y.device), 0)
         return y
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:

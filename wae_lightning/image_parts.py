@@ -51,22 +51,45 @@ class ImageParts:
                 f"fraction must leave both parts of a {height} x {width} image at least one pixel wide, got {fraction}"
             )
         self.image_shape = channels, height, width
-        rows = torch.arange(height).view(1, height, 1)
-        columns = torch.arange(width).view(1, 1, width)
-        anywhere = torch.zeros(1, height, width, dtype=torch.bool)
-        places = {
-            "top": rows < high,
-            "bottom": rows >= height - high,
-            "left": columns < wide,
-            "right": columns >= width - wide,
-            "1_quadrant": (rows >= height - high) & (columns < wide),
-            "2_quadrants": columns < wide,
-            "3_quadrants": (rows < height - high) | (columns < wide),
-        }
-        self.mask = anywhere | places[observed]
+        whole = 0, height, 0, width
+        top, bottom, left, right = (0, high), (height - high, height), (0, wide), (width - wide, width)
+        all_rows, all_columns = whole[:2], whole[2:]
+        # the box that the observed part fills, or else the target
+        self._rectangle: Box = {
+            "top": (*top, *all_columns),
+            "bottom": (*bottom, *all_columns),
+            "left": (*all_rows, *left),
+            "right": (*all_rows, *right),
+            "1_quadrant": (*bottom, *left),
+            "2_quadrants": (*all_rows, *left),
+            "3_quadrants": (*bottom, wide, width),
+        }[observed]
+        self._rectangle_is_observed = observed != "3_quadrants"
+        rest = {
+            "top": (high, height, *all_columns),
+            "bottom": (0, height - high, *all_columns),
+            "left": (*all_rows, wide, width),
+            "right": (*all_rows, 0, width - wide),
+            "2_quadrants": (*all_rows, wide, width),
+        }.get(observed, whole)
+        boxes = self._rectangle, rest
+        self._observed_box, self._target_box = boxes if self._rectangle_is_observed else boxes[::-1]
+        self._masks: dict[torch.device, Tensor] = {}
+
+    @property
+    def mask(self) -> Tensor:
         """Boolean (1, height, width): True where an image is observed, False where it is the target."""
-        self._observed_box, self._target_box = _box(self.mask), _box(~self.mask)
-        self._latest_mask = self.mask
+        return self.mask_on(torch.device("cpu"))
+
+    def mask_on(self, device: torch.device) -> Tensor:
+        """The mask on a device, where it is kept: a copy for each batch would make the device wait."""
+        if device not in self._masks:
+            top, bottom, left, right = self._rectangle
+            observed = self._rectangle_is_observed
+            mask = torch.full((1, *self.image_shape[1:]), not observed, device=device)
+            mask[:, top:bottom, left:right] = observed
+            self._masks = {device: mask}
+        return self._masks[device]
 
     @property
     def observed_shape(self) -> tuple[int, int, int]:
@@ -80,7 +103,7 @@ class ImageParts:
 
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts images (..., C, H, W) into (observed, target)."""
-        mask = self._mask_on(images.device)
+        mask = self.mask_on(images.device)
         return self._cut(images, mask, self._observed_box), self._cut(images, ~mask, self._target_box)
 
     def join(self, observed: Tensor, target: Tensor) -> Tensor:
@@ -89,13 +112,7 @@ class ImageParts:
         The leading dimensions are broadcast. Pixels of the observed part are the same bits as before.
         """
         placed = self._placed(observed, self._observed_box), self._placed(target, self._target_box)
-        return torch.where(self._mask_on(observed.device), *placed)
-
-    def _mask_on(self, device: torch.device) -> Tensor:
-        # kept there: a copy for each batch would make the device wait
-        if self._latest_mask.device != device:
-            self._latest_mask = self.mask.to(device)
-        return self._latest_mask
+        return torch.where(self.mask_on(observed.device), *placed)
 
     def _shape(self, box: Box) -> tuple[int, int, int]:
         top, bottom, left, right = box
@@ -109,9 +126,3 @@ class ImageParts:
         top, bottom, left, right = box
         _, height, width = self.image_shape
         return F.pad(part, (left, width - right, top, height - bottom))
-
-
-def _box(mask: Tensor) -> Box:
-    """The smallest rectangle around the True entries."""
-    rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pytorch_lightning.cli import LightningArgumentParser as LightningArgumentParser
     from pytorch_lightning.cli import LightningCLI as LightningCLI
     from pytorch_lightning.cli import instantiate_module as instantiate_module
+    from pytorch_lightning.loggers import CSVLogger as CSVLogger
     from pytorch_lightning.loggers import Logger as Logger
     from pytorch_lightning.loggers import TensorBoardLogger as TensorBoardLogger
     from pytorch_lightning.plugins.io import TorchCheckpointIO as TorchCheckpointIO
@@ -49,7 +50,7 @@ _NAMES = {
     "": ("Callback", "LightningDataModule", "LightningModule", "Trainer", "seed_everything"),
     ".callbacks": ("Checkpoint", "LearningRateMonitor", "ModelCheckpoint", "TQDMProgressBar"),
     ".cli": ("LightningArgumentParser", "LightningCLI", "instantiate_module"),
-    ".loggers": ("Logger", "TensorBoardLogger"),
+    ".loggers": ("CSVLogger", "Logger", "TensorBoardLogger"),
     ".plugins.io": ("TorchCheckpointIO",),
     ".utilities": ("rank_zero_info", "rank_zero_warn"),
     ".utilities.exceptions": ("MisconfigurationException", "SIGTERMException"),

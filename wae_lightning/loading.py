@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
-from torch import Tensor
 
 from wae_lightning.checkpoints import build_bounded, check_description, read_plain
 from wae_lightning.lightning import LightningModule
-from wae_lightning.parts import Part, build, describe, recorded_arguments
+from wae_lightning.parts import Part, build, describe, is_recorded, recorded_arguments
 from wae_lightning.training.finite import first_bad_weights
 
 if TYPE_CHECKING:
@@ -37,6 +36,13 @@ class RecordedModel(LightningModule, Part):
         about = {_CLASS: f"{type(self).__module__}.{type(self).__qualname__}", _VERSION: version("wae-lightning")}
         if "class_path" in (description := describe(self)):
             about[_CLASS] = description["class_path"]
+        if not is_recorded(self):
+            cls = type(self)
+            base = next((base for base in cls.__bases__ if base.__new__ is not Part.__new__), cls).__name__
+            raise TypeError(
+                f"{cls.__name__} cannot remember its arguments, since {base}, which has a __new__ of its own, stands "
+                f"before the model among its bases: name the model first, class {cls.__name__}(<model>, {base})"
+            )
         self.save_hyperparameters({**recorded_arguments(self), **about})
 
     def describe(self) -> dict[str, Any]:
@@ -57,6 +63,20 @@ class RecordedModel(LightningModule, Part):
         from wae_lightning.pretrained import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, trust: Sequence[str] = (), **given: Any) -> Self:
+        """Loads a model of :meth:`save_pretrained`, see :func:`wae_lightning.pretrained.from_pretrained`.
+
+        Raises:
+            ValueError: If it is no model of this class.
+        """
+        from wae_lightning.pretrained import from_pretrained
+
+        model = from_pretrained(source, (*trust, *_own_module(cls)), **given)
+        if not isinstance(model, cls):
+            raise ValueError(f"{source}: it holds a {type(model).__name__}, no {cls.__name__}")
+        return model
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -97,7 +117,7 @@ class RecordedModel(LightningModule, Part):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
-                model = _make(cls, str(stored[_CLASS]), made, weights, [*trust, cls.__module__], arguments)
+                model = _make(cls, str(stored[_CLASS]), made, weights, [*trust, *_own_module(cls)], arguments)
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(weights, strict=strict)
         except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
@@ -106,6 +126,11 @@ class RecordedModel(LightningModule, Part):
         if bad := first_bad_weights(model):
             raise ValueError(f"{name}: {bad} is not finite, so the model would put out noise")
         return model if map_location is None else model.to(map_location)  # type: ignore[no-any-return]
+
+
+def _own_module(cls: type) -> list[str]:
+    """The module of a user's class, who trusts it: it is in hand."""
+    return [] if cls.__module__.startswith("wae_lightning.") else [cls.__module__]
 
 
 def _read(path: Any, weights_only: bool) -> tuple[str, dict[str, Any]]:
@@ -132,7 +157,7 @@ def _refuse_older(stored: Any, name: str) -> None:
 
 
 def _make(
-    cls: type[Any], path: str, made: dict[str, Any], weights: dict[str, Tensor], trust: list[str], given: dict[str, Any]
+    cls: type[Any], path: str, made: dict[str, Any], weights: dict[str, Any], trust: list[str], given: dict[str, Any]
 ) -> Any:
     if path == f"{cls.__module__}.{cls.__qualname__}" and "<locals>" in path:
         # a class that no path leads to, but that the caller has in hand
@@ -140,8 +165,7 @@ def _make(
         for key, value in kept.items():
             check_description(value, trust=trust, name=key)
         return cls(**{key: build(value, trust, name=key) for key, value in kept.items()}, **given)
-    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    model = build_bounded({"class_path": path, "init_args": made}, tensors, trust, given)
+    model = build_bounded({"class_path": path, "init_args": made}, weights, trust, given)
     if not isinstance(model, cls):
         raise ValueError(f"it holds a {type(model).__name__}, no {cls.__name__}: use the class that it was saved from")
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +64,27 @@ class CodeMemory(nn.Module):
         """All codes, (n, d), on the device of the latest ones, the oldest first."""
         return torch.cat([batch.to(self._batches[-1].device) for batch in self._batches])
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` holds: the codes, and how many each batch had."""
-        if not self._batches:
-            return {}
-        return {"codes": self.all(), "counts": [len(batch) for batch in self._batches]}
+    def get_extra_state(self) -> Tensor:
+        """What ``state_dict`` holds: the codes, and a last column that is 1 where a batch begins, (n, d + 1).
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores what ``get_extra_state`` told."""
-        self._batches = deque(state["codes"].split(state["counts"])) if state else deque()
-        self._count = sum(map(len, self._batches))
+        It is a tensor, so that all of a state dict are tensors, as safetensors wants it.
+        """
+        if not self._batches:
+            return torch.empty(0, 1)
+        begins = [torch.arange(len(batch)) == 0 for batch in self._batches]
+        codes = self.all()
+        return torch.cat([codes, torch.cat(begins).to(codes).unsqueeze(1)], dim=1)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what ``get_extra_state`` told.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if not isinstance(state, Tensor) or state.ndim != 2 or not state.is_floating_point() or not state.shape[1]:
+            raise ValueError("the remembered codes are no matrix of floats")
+        begins = state[:, -1].nonzero().flatten().tolist()
+        if begins[:1] != [0] * bool(len(state)):
+            raise ValueError("the remembered codes do not begin with a batch")
+        self._batches = deque(state[:, :-1].tensor_split(begins[1:]) if begins else ())
+        self._count = len(state)

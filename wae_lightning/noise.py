@@ -126,7 +126,7 @@ class ImplicitNoise(EncoderNoise):
         latent_dim: d.
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int = 8) -> None:
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")

@@ -24,7 +24,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["LONGEST_LIST", "MADE_LATER", "Part", "build", "describe", "find_class", "make", "recorded_arguments"]
+__all__ = [
+    "LONGEST_LIST",
+    "MADE_LATER",
+    "Part",
+    "build",
+    "describe",
+    "find_class",
+    "is_recorded",
+    "make",
+    "recorded_arguments",
+]
 
 LONGEST_LIST = 1000
 MADE_LATER = (Optimizer, LRScheduler)
@@ -100,6 +110,11 @@ def _record(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in given or not _is_unrecorded(described):
                 arguments[name] = described
     vars(part)[_RECORD] = {"class_path": path, "init_args": arguments}
+
+
+def is_recorded(part: Part) -> bool:
+    """Whether a part knows its arguments; a base with a ``__new__`` of its own may have kept them from it."""
+    return _RECORD in vars(part)
 
 
 def recorded_arguments(part: Part) -> dict[str, Any]:

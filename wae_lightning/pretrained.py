@@ -8,21 +8,25 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.utils import save_image
 
 from wae_lightning.checkpoints import build_bounded
 from wae_lightning.parts import describe
 from wae_lightning.training.finite import first_bad_weights
+from wae_lightning.work import check_work
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 BUNDLED = Path(__file__).parent / "weights"
 FILES = ("config.json", "model.safetensors")
+PICTURE, SAMPLES = "samples.png", 64
+_LEFT_OUT = ("memory._extra_state",)
 _LONGEST_CONFIG = 2**20
 
 
@@ -33,17 +37,29 @@ def _optional(module: str) -> Any:
         raise ImportError(f"{module} is missing: pip install 'wae-lightning[hub]'") from None
 
 
-def save_pretrained(model: nn.Module, folder: str | Path, half: bool = False, card: str = "") -> None:
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    half: bool = False,
+    data: str = "",
+    metrics: Mapping[str, float] | None = None,
+    card: str = "",
+) -> None:
     """Writes a folder from which :func:`from_pretrained` makes the model again.
+
+    It holds the weights, how the model was made, and a model card with samples. It does not hold the training codes
+    that a checkpoint remembers.
 
     Args:
         model: The model; each of its arguments must be recorded, see :mod:`wae_lightning.parts`.
         folder: Where to; it is made if it is missing.
         half: Store floats in half precision, in half the bytes.
-        card: Markdown for the model card: data, metrics, a picture.
+        data: A sentence for the model card on what the model was trained on.
+        metrics: What it scores, for the model card.
+        card: More Markdown for the model card.
 
     Raises:
-        ValueError: If the model cannot be made again, or a weight is not finite.
+        ValueError: If the model cannot be made again, or a weight is not finite, or too large for half precision.
         ImportError: If safetensors is missing.
     """
     safetensors = _optional("safetensors.torch")
@@ -60,15 +76,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, half: bool = False, ca
         # tied weights are stored twice: the file holds no views
         name: (value.half() if half and value.is_floating_point() else value).detach().cpu().clone().contiguous()
         for name, value in model.state_dict().items()
-        if isinstance(value, Tensor)
+        if name not in _LEFT_OUT and isinstance(value, Tensor)
     }
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} of the model is too large for half precision: half=False keeps it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.save_file(weights, str(folder / FILES[1]), metadata={"format": "pt"})
     versions = {"torch": str(torch.__version__), "wae_lightning": importlib.import_module("wae_lightning").__version__}
     config = {"model": description, "versions": versions}
     (folder / FILES[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(description, card), encoding="utf-8")
+    sections = [f"## Data\n\n{data}"] if data else []
+    if metrics:
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+        sections.append(f"## Measured\n\n| measure | value |\n| --- | --- |\n{rows}")
+    if _draw_samples(model, folder / PICTURE):
+        sections.insert(0, f"![samples]({PICTURE})\n\nSamples, not chosen: `model.sample({SAMPLES})`.")
+    (folder / "README.md").write_text(_model_card(model, description, [*sections, card]), encoding="utf-8")
 
 
 def _unrecorded(description: Any) -> str | None:
@@ -78,25 +103,52 @@ def _unrecorded(description: Any) -> str | None:
     return next(filter(None, map(_unrecorded, items)), None) if isinstance(description, dict | list) else None
 
 
-def _model_card(description: dict[str, Any], text: str) -> str:
+def _draw_samples(model: Any, path: Path) -> bool:
+    """Draws samples of a model of images or of point sets; False: it is no such model, and nothing is written."""
+    try:
+        samples = model.sample(SAMPLES, torch.Generator().manual_seed(0)).float().cpu()
+    except (AttributeError, ValueError):  # no model of ours, or one that needs a part of an image
+        return False
+    if samples.ndim == 4 and samples.shape[1] in (1, 3):
+        save_image(samples, path, nrow=8, normalize=samples.min() < 0)
+    elif samples.ndim == 3 and samples.shape[2] == 3:
+        from wae_lightning.callbacks.point_clouds import draw_point_sets
+
+        draw_point_sets([samples[:4], samples[4:8]], up_axis=getattr(model, "up_axis", "y")).savefig(path, dpi=80)
+    else:
+        return False
+    return True
+
+
+def _model_card(model: nn.Module, description: dict[str, Any], sections: list[str]) -> str:
+    cls = type(model)
+    ours = next((base for base in cls.__mro__ if base.__module__.startswith("wae_lightning")), cls)
+    what = (ours.__doc__ or "A Wasserstein auto-encoder.").strip().partition("\n")[0]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    trust = "" if cls is ours else f", trust=[{cls.__module__!r}]"
+    text = "\n\n".join(filter(None, sections))
     return f"""---
 library_name: wae-lightning
 tags: [wasserstein-auto-encoder, pytorch-lightning]
 ---
-# {description["class_path"].rpartition(".")[2]}
+# {cls.__name__}
 
-A Wasserstein auto-encoder of [wae-lightning](https://pypi.org/project/wae-lightning/).
+{what} It has {count:,} weights, and is made with [wae-lightning](https://pypi.org/project/wae-lightning/).
 
 {text}
+
+## Use
 
 ```python
 from wae_lightning import from_pretrained
 
-model = from_pretrained("this folder or repository")
-samples = model.sample(64)
+model = from_pretrained("this folder or repository"{trust})
+{"completions = model.complete(observed, 8)" if ours.__name__ == "ConditionalWAE" else "samples = model.sample(64)"}
 ```
 
-Made with
+Nothing in these files is run: the weights are numbers, and `config.json` names classes.
+
+## Made with
 
 ```json
 {json.dumps(description, indent=2)}
@@ -105,7 +157,7 @@ Made with
 
 
 def from_pretrained(source: str | Path, trust: Sequence[str] = (), **given: Any) -> Any:
-    """Loads a model, in evaluation mode and on the CPU; nothing in its files is run.
+    """Loads a model, in evaluation mode, in single precision and on the CPU; nothing in its files is run.
 
     Args:
         source: A folder of :func:`save_pretrained`; else the name of bundled weights; else a repository of the hub,
@@ -132,7 +184,10 @@ def from_pretrained(source: str | Path, trust: Sequence[str] = (), **given: Any)
         model = build_bounded(description, weights, trust, given)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{FILES[0]} describes no model")
-        model.load_state_dict(weights)
+        found = model.load_state_dict(weights, strict=False)
+        if wrong := [name for name in (*found.missing_keys, *found.unexpected_keys) if name not in _LEFT_OUT]:
+            raise ValueError(f"{FILES[1]} and {FILES[0]} differ in the weights {', '.join(wrong[:5])}")
+        check_work(model, trust)
     except ImportError:
         raise
     except Exception as error:  # json, safetensors and torch have exceptions of their own
@@ -162,16 +217,21 @@ def _folder(source: str | Path) -> Path:
         raise FileNotFoundError(f"{name}: neither a folder nor a repository that can be had ({reason})") from None
 
 
-def push_to_hub(
-    model: nn.Module, repo_id: str, private: bool = False, half: bool = False, card: str = "", token: str | None = None
-) -> str:
+def push_to_hub(model: nn.Module, repo_id: str, private: bool = False, token: str | None = None, **options: Any) -> str:
     """Uploads what :func:`save_pretrained` writes to a repository of the hub, made if it is missing.
+
+    Args:
+        model: The model.
+        repo_id: ``owner/name``.
+        private: Whether a new repository is private.
+        token: Of the hub; None: the one that its own command line has stored.
+        **options: See :func:`save_pretrained`.
 
     Returns:
         The address of the commit.
     """
     api = _optional("huggingface_hub").HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, half, card)
+        save_pretrained(model, folder, **options)
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload model"))

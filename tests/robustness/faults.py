@@ -78,9 +78,9 @@ _FAULTS = {
         ("for axis in (1, 2):", "for axis in (1,):", "costs"),
     ],
     "wae_lightning/image_parts.py": [
-        ("rows >= height - high,", "rows > height - high,", "half_images"),
+        ("(height - high, height), (0, wide)", "(high, height), (0, wide)", "half_images"),
         ("(left, width - right, top,", "(width - right, left, top,", "half_images"),
-        ("(rows < height - high) | (columns", "(rows < height - high) & (columns", "half_images"),
+        ('"right": (*all_rows, 0, width - wide)', '"right": (*all_rows, wide, width)', "half_images"),
     ],
     "wae_lightning/penalties/mmd.py": [
         ("weights[n:, n:] = 1 / (m * (m - 1))", "weights[n:, n:] = 1 / (m * m)", "penalties"),
@@ -448,7 +448,11 @@ _FAULTS = {
     ],
     "wae_lightning/pretrained.py": [
         ("value.half() if half and", "value if half and", "pretrained"),
-        ("model.load_state_dict(weights)\n", "pass\n", "pretrained"),
+        (
+            "found = model.load_state_dict",
+            "found = build_bounded(description, weights, trust, given).load_state_dict",
+            "pretrained",
+        ),
     ],
     "wae_lightning/loading.py": [
         (

@@ -68,7 +68,10 @@ def write_png(path: Path, picture: Tensor) -> None:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of a run's files: the one in which Lightning makes ``checkpoints``."""
+    """The folder of a run's files: the trainer's ``run_folder``, else where Lightning makes ``checkpoints``."""
+    folder = getattr(trainer, "run_folder", None)
+    if folder is not None:
+        return Path(folder)
     logger = trainer.logger
     if logger is None:
         return Path(trainer.default_root_dir)

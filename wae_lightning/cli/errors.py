@@ -151,6 +151,11 @@ def explain_failure(error: Exception, batch_size: int | None = None) -> str | No
             f"the processes cannot meet at port {port}: another program may listen there; set the environment "
             f"variable MASTER_PORT to a free one ({message.splitlines()[0]})"
         )
+    if re.search("Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited", message):
+        return (
+            "another process of this training has ended; its own message says why, if it was not killed "
+            f"({message.splitlines()[0][-120:]})"
+        )
     if isinstance(error, OSError):
         file = f"{error.filename}: " if error.filename else ""
         return f"{file}{error.strerror}" if error.strerror else message

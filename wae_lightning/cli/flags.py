@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,21 @@ import yaml
 from wae_lightning.cli.errors import UsageError, suggest
 from wae_lightning.lightning import PACKAGE
 
-__all__ = ["CONFIGS", "IMPORT_HELP", "complete_flags", "config_file", "find_checkpoint", "list_flags"]
+__all__ = [
+    "CONFIGS",
+    "IMPORT_HELP",
+    "complete_flags",
+    "config_file",
+    "describe_configs",
+    "find_checkpoint",
+    "list_flags",
+]
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIG = "mnist_wae_mmd"
 IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
-OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help")
+OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help", "help_all", "list")
+LINE = 96  # letters of a line of the terminal
 GROUPS = ("trainer", "checkpoint", "model", "data")
 
 
@@ -35,6 +45,17 @@ def config_file(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     raise UsageError(f"--config {name}: neither a file nor one of the configs {', '.join(names)}{suggest(name, names)}")
+
+
+def describe_configs() -> str:
+    """Our configs, one line each: the name and the first comment line of the file."""
+    files = sorted(CONFIGS.glob("*.yaml"))
+    width = max(len(file.stem) for file in files)
+    first_lines = [file.read_text(encoding="utf-8").partition("\n")[0] for file in files]
+    return "\n".join(
+        f"  {file.stem:{width}}  {textwrap.shorten(line.lstrip('# '), LINE - width, placeholder=' ...')}"
+        for file, line in zip(files, first_lines, strict=True)
+    )
 
 
 @functools.cache
@@ -72,8 +93,10 @@ def list_flags(config: Path) -> list[str]:
 
 def walk(part: Any, name: str) -> Iterator[str]:
     """The flags of a part of a config and of the parts in it: ``model.optimizer.lr``."""
-    arguments = part.get("init_args", part.get("dict_kwargs")) if isinstance(part, dict) else None
+    arguments = part.get("init_args", part.get("dict_kwargs", part)) if isinstance(part, dict) else None
     for key, value in (arguments if isinstance(arguments, dict) else {}).items():
+        if key == "class_path":
+            continue
         yield f"{name}.{key}"
         yield from walk(value, f"{name}.{key}")
 
@@ -95,7 +118,9 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
     given = iter(arguments)
     for argument in given:
         flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-c"):
+        if flag == "--help_all":
+            flags.append("--help")
+        elif flag in ("--config", "-c"):
             if not equals:
                 value = next(given, "")
             if not value:
@@ -118,6 +143,9 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
                 wrong |= first in ("trainer", "checkpoint") and bool(rest) and f"--{first}.{rest[0]}" not in known
                 if wrong:
                     raise UsageError(f"unknown flag {flag}{suggest(flag, known)}")
+        if flag == "--trainer.logger+" and value in ("CSVLogger", "TensorBoardLogger"):
+            # Lightning wants to know where they write, which is in the folder of the run
+            value = f"{{class_path: {value}, init_args: {{save_dir: runs}}}}"
         full.append(flag + equals + value)
     path = configs[-1]
     # the config.yaml that a run has saved names that run

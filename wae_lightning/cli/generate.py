@@ -40,6 +40,7 @@ from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.flags import IMPORT_HELP, find_checkpoint
 from wae_lightning.cli.load import import_modules, load_model
 from wae_lightning.samplers import MixtureSampler
+from wae_lightning.work import codes_at_once
 
 __all__ = ["main"]
 
@@ -143,8 +144,8 @@ def read_inputs(paths: list[Path], ckpt: Path, model: WAE, shape: tuple[int, ...
 
 
 @torch.no_grad()
-def apply_in_batches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([function(part) for part in torch.split(x, BATCH)])
+def apply_in_batches(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    return torch.cat([function(part) for part in torch.split(x, size)])
 
 
 def lay_out(samples: Tensor) -> Tensor:
@@ -167,6 +168,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             raise UsageError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     generator = torch.Generator().manual_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
+    size = codes_at_once(model, BATCH)
     if isinstance(model, ConditionalWAE):
         if what not in ("completion", "reconstruction"):
             raise UsageError(f"--what {what}: a conditional model needs --what completion and --inputs")
@@ -187,11 +189,11 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     shape = tuple(model.sample(1).shape[1:])
     if what == "reconstruction":
         x = read_inputs(inputs, arguments.ckpt, model, shape)
-        pair = x, apply_in_batches(model, x)
+        pair = x, apply_in_batches(model, x, size)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
         raise UsageError(f"--inputs: the model puts out {shape[0]} points, the inputs have {x.shape[1]}")
-    z = apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape)) if inputs else None
+    z = apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape), size) if inputs else None
     if what == "interpolation":
         z = sampler.sample(arguments.num_samples, generator) if z is None else z
         if len(z) < 2:
@@ -203,9 +205,9 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
         way = torch.linspace(-2, 2, arguments.steps) * model.prior.scale
         for dimension in range(model.latent_dim):
             rows[dimension, :, dimension] = way
-        decoded = apply_in_batches(model.decode, rows.flatten(0, 1))
+        decoded = apply_in_batches(model.decode, rows.flatten(0, 1), size)
         return decoded.reshape(*rows.shape[:2], *decoded.shape[1:])
-    return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator)))
+    return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator), size))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

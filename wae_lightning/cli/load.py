@@ -18,6 +18,7 @@ from wae_lightning.checkpoints import check_description, read_checkpoint
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.lightning import LightningDataModule
 from wae_lightning.parts import build, find_class
+from wae_lightning.work import check_work
 
 __all__ = ["import_modules", "load_data", "load_model"]
 
@@ -53,9 +54,13 @@ def load_model(path: Path, trust: Sequence[str] = ()) -> WAE:
     """
     try:
         model: WAE = WAE.load_from_checkpoint(path, weights_only=True, trust=trust)
-        return model.eval()
     except ValueError as error:
         raise UsageError(str(error)[:600]) from None
+    try:
+        check_work(model, trust)
+        return model.eval()
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}"[:600]) from None
 
 
 def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) -> LightningDataModule | None:

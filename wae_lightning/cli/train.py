@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -16,12 +19,21 @@ from typing import Any
 
 from torch import nn
 
-import datamodules  # noqa: F401  its classes can be named on the command line
-from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
+from wae_lightning import WAE
 from wae_lightning.callbacks import Dashboard, ProgressBar, SampleQuality
 from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.cli.config import link_typed
 from wae_lightning.cli.errors import UsageError, explain_failure, explain_mistake, suggest
-from wae_lightning.cli.flags import complete_flags, find_checkpoint
+from wae_lightning.cli.flags import complete_flags
+from wae_lightning.cli.runs import (
+    ROOT,
+    GoOnLogging,
+    checkpoint_to_resume,
+    choose_folder,
+    dashboards,
+    give_up,
+    place_loggers,
+)
 from wae_lightning.lightning import (
     PACKAGE,
     Callback,
@@ -32,7 +44,6 @@ from wae_lightning.lightning import (
     MisconfigurationException,
     ModelCheckpoint,
     SIGTERMException,
-    TensorBoardLogger,
     TorchCheckpointIO,
     Trainer,
     seed_everything,
@@ -43,11 +54,9 @@ from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoi
 
 __all__ = ["Train", "main"]
 
-MODELS = (WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE)  # imported, so that their short names are known
 
-
-class CountingTrainer(Trainer):
-    """Lightning's Trainer, for which 1 is one batch, as it is in Python, and 1.0 all of them.
+class RunTrainer(Trainer):
+    """Lightning's Trainer, whose files lie in one folder whatever logs, and for which 1 is one batch and 1.0 all.
 
     Typing keeps one order of ``float | int`` for all of Lightning's signatures, and by it jsonargparse reads 1 as 1.0.
     """
@@ -72,6 +81,15 @@ class CountingTrainer(Trainer):
             val_check_interval=val_check_interval,
             **kwargs,
         )
+        self.run_folder: Path | None = None
+        """The folder of the run; None: Lightning decides."""
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the run, in each process that of the first one: all of them must ask."""
+        if self.run_folder is None:
+            return super().log_dir
+        return str(self.strategy.broadcast(str(self.run_folder)))
 
 
 class MonitorCheck(Callback):
@@ -97,45 +115,34 @@ class Stopped(SystemExit):
     """SIGTERM came while there was nothing to save: before, or after, training."""
 
 
-def checkpoint_to_resume(path: str, runs: Path) -> Path:
-    """Resolves ``--ckpt_path``: a file, the folder of a run, or ``last``, the newest ``last.ckpt`` of the config."""
-    if path != "last":
-        try:
-            return find_checkpoint(Path(path))
-        except FileNotFoundError as error:
-            raise UsageError(f"--ckpt_path {error}") from None
-    found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise UsageError(f"--ckpt_path last: there is no {runs}/*/checkpoints/last.ckpt to go on from")
-    return found[-1]
-
-
-def choose_version(runs: Path) -> Path:
-    """The folder of the next run, numbered as Lightning's loggers do."""
-    taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    return runs / f"version_{max((int(number) + 1 for number in taken if number.isdigit()), default=0)}"
-
-
 class Train(LightningCLI):
     """LightningCLI without subcommands: it fits, then tests, then says where everything is."""
 
     def __init__(self, arguments: list[str], config_name: str) -> None:
         self.config_name = config_name
-        logger = {
+        self.folder: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        self.finished = False
+        """Whether training is over."""
+        self.logger: dict[str, Any] = {
             "class_path": f"{PACKAGE}.loggers.TensorBoardLogger",
             # its own row on the hparams page would have no result; the dashboard writes one after the test
-            "init_args": {"save_dir": "runs", "name": config_name, "default_hp_metric": False},
+            "init_args": {"save_dir": ROOT, "name": config_name, "default_hp_metric": False},
         }
+        self.logging = GoOnLogging()
         # beside the callback of the best checkpoint, whose save_last would write only when the best one changes
         self.last = LastCheckpoint()
         super().__init__(
             LightningModule,
             LightningDataModule,
-            trainer_class=CountingTrainer,
+            trainer_class=RunTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"logger": logger, "callbacks": [self.last, Dashboard(), MonitorCheck()]},
+            trainer_defaults={
+                "logger": self.logger,
+                "callbacks": [self.last, self.logging, Dashboard(), MonitorCheck()],
+            },
             # a resumed run goes on in its own folder
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"description": __doc__, "exit_on_error": False},
@@ -151,6 +158,16 @@ class Train(LightningCLI):
             "--ckpt_path", type=str | None, default=None, help="Checkpoint to resume from; 'last': the newest run's."
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        printing = [argument for argument in args if argument.partition("=")[0] == "--print_config"]
+        super().parse_arguments(parser, [argument for argument in args if argument not in printing])
+        link_typed(self.config, args)
+        if printing:  # what jsonargparse prints by itself has no sizes that follow from others
+            wanted = printing[-1].partition("=")[2].split(",")
+            skipped = {"skip_none": "skip_null" in wanted, "skip_default": "skip_default" in wanted}
+            print(parser.dump(self.config, **skipped), end="")
+            sys.exit(0)
+
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
         # classes of torch that YAML names remember their arguments, too
@@ -162,22 +179,38 @@ class Train(LightningCLI):
         if flags.enable_progress_bar is not False and not chosen:
             self.trainer_defaults["callbacks"].append(ProgressBar())
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
-        logger = flags.logger
-        in_runs = isinstance(logger, dict) or hasattr(logger, "init_args")
-        if in_runs:
-            runs = Path(logger.init_args.save_dir) / logger.init_args.name
-        else:
-            runs = Path(flags.default_root_dir or "runs") / self.config_name
-        self.folder = choose_version(runs)
-        if self.config.ckpt_path is None:
+        self.choose_folder()
+
+    def choose_folder(self) -> None:
+        """Finds the checkpoint to go on from, and the folder of the run, into which the loggers are to write."""
+        flags = self.config.trainer
+        runs = Path(flags.default_root_dir or ROOT) / self.config_name
+        resumed = None
+        if self.config.ckpt_path is not None:
+            path = checkpoint_to_resume(self.config.ckpt_path, runs)
+            self.config.ckpt_path = str(path)
+            self.checkpoint = read_checkpoint(path)
+            run = path.resolve().parents[1]
+            if path.parent.name == "checkpoints" and run.parent == runs.resolve():
+                resumed = runs / run.name
+        if flags.fast_dev_run:
+            flags.logger = False
             return
-        checkpoint = checkpoint_to_resume(self.config.ckpt_path, runs)
-        self.config.ckpt_path = str(checkpoint)
-        run = checkpoint.resolve().parents[1]
-        if checkpoint.parent.name == "checkpoints" and run.parent == runs.resolve():
-            self.folder = runs / run.name
-            if in_runs:
-                logger.init_args.version = run.name
+        self.folder = choose_folder(runs, resumed)
+        if flags.logger is None or flags.logger is True:
+            flags.logger = self.parser.get_defaults().trainer.logger
+        self.given_logger = copy.deepcopy(flags.logger)
+        if resumed is not None:
+            self.logging.resume(self.checkpoint, self.folder)
+        if flags.logger is not False:
+            place_loggers(flags.logger, self.folder, self.logging.runs)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            give_up(self.folder)
+            raise
 
     def check_weights(self, checkpoint: dict[str, Any]) -> None:
         """Refuses weights of another class, or that are not the model's by name and shape."""
@@ -202,13 +235,16 @@ class Train(LightningCLI):
                 raise UsageError(f"{path}: it was trained by another config: {found}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        flags = self.config.trainer
-        unlogged = flags.logger is False and not flags.fast_dev_run
-        if unlogged:  # a run has a folder of its own under any logger
-            kwargs["default_root_dir"] = str(self.folder)
-        trainer = super().instantiate_trainer(**kwargs)
-        if unlogged and trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=self.config.ckpt_path is not None)
+        if self.folder is None:  # a trial run writes nothing
+            trainer = super().instantiate_trainer(**kwargs)
+        else:
+            # config.yaml is for new runs as well: it says what was asked for, not where this run lies
+            self.config.trainer.logger = self.given_logger
+            trainer = super().instantiate_trainer(**kwargs | {"default_root_dir": str(self.folder)})
+            trainer.run_folder = self.folder  # type: ignore[attr-defined]
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.folder / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -216,20 +252,21 @@ class Train(LightningCLI):
     def train(self) -> None:
         """Fits and tests the model, and writes and prints the results."""
         if self.config.ckpt_path is not None:
-            self.check_weights(read_checkpoint(Path(self.config.ckpt_path)))
+            self.check_weights(self.checkpoint)
+            self.checkpoint = {}  # Lightning reads it again
         if isinstance(self.model, WAE):
             # it logs the first and the last step of each epoch, however short that is
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
         start, start_cpu = time.perf_counter(), time.process_time()
         self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
+        self.finished = True
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         # the same weights have the same results, also after a resume
         seed_everything(self.config.seed_everything or 0, verbose=False)
         metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
-        log_dir = self.trainer.log_dir  # asks the first process: all of them must take part
-        if not self.trainer.is_global_zero or self.config.trainer.fast_dev_run or log_dir is None:
+        folder = self.folder
+        if not self.trainer.is_global_zero or folder is None:
             return
-        folder = Path(log_dir)
         results = {
             "config": self.config_name,
             "epochs": self.trainer.current_epoch,
@@ -247,8 +284,22 @@ class Train(LightningCLI):
         print(f"Trained for {seconds:.0f} s. Written to {folder}:")
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             print(f"  {path.relative_to(folder)}")
-        if any(isinstance(logger, TensorBoardLogger) for logger in self.trainer.loggers):
-            print(f"Look at it with: tensorboard --logdir {folder.parent}")
+        for command in dashboards(self.trainer.loggers, folder):
+            print(f"Look at it with: {command}")
+
+
+def resume_command(program: str, given: list[str], checkpoint: str) -> str:
+    """The command line that goes on from a checkpoint with the flags that were given."""
+    flags: list[str] = []
+    rest = iter(given)
+    for flag in rest:
+        if flag == "--ckpt_path":
+            next(rest, None)
+        elif not flag.startswith("--ckpt_path="):
+            flags.append(flag)
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    command = program.split() if " " in program else [python, sys.argv[0]]
+    return shlex.join([*command, *flags, "--ckpt_path", checkpoint])
 
 
 def hide_tips(record: logging.LogRecord) -> bool:
@@ -275,6 +326,8 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.")
     # this holds for the model's step before the optimizer's, which nobody needs
     warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+    # Lightning's CSV logger deletes what it had written; GoOnLogging puts it back
+    warnings.filterwarnings("ignore", message="Experiment logs directory")
     # "Tip: ... try installing ..."
     logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(hide_tips)
     keep_freed_memory()
@@ -290,21 +343,15 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
         print(f"{program}: error: {explain_mistake(str(error), given)}", file=sys.stderr)
         sys.exit(2)
-    except SIGTERMException:
-        assert cli is not None
-        number = cli.last.signal or signal.SIGTERM
-        print(
-            f"{program}: stopped by {number.name} after step {cli.trainer.global_step}; "
-            f"--ckpt_path last goes on from {cli.last.best_model_path}",
-            file=sys.stderr,
-        )
+    except (SIGTERMException, Stopped, KeyboardInterrupt) as stop:
+        default = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        number = (cli and cli.last.signal) or default
+        sentence = f"stopped by {number.name} while no training was under way"
+        if cli is not None and cli.last.best_model_path and not cli.finished:
+            command = resume_command(program, given, cli.last.best_model_path)
+            sentence = f"stopped by {number.name} after step {cli.trainer.global_step}; go on with: {command}"
+        print(f"{program}: {sentence}", file=sys.stderr)
         sys.exit(128 + number)
-    except Stopped as stop:
-        print(f"{program}: stopped by SIGTERM while no training was under way", file=sys.stderr)
-        sys.exit(stop.code)
-    except KeyboardInterrupt:
-        print(f"{program}: stopped by SIGINT while no training was under way", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         # the other processes would wait for this one
         for process in getattr(cli.trainer.strategy.launcher, "procs", []) if cli else []:
@@ -316,3 +363,4 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
+        give_up(cli.folder if cli else None)

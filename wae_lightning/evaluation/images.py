@@ -21,6 +21,7 @@ from wae_lightning.base import WAE
 from wae_lightning.evaluation.codes import compare_with_prior
 from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
 from wae_lightning.samplers import MixtureSampler
+from wae_lightning.work import codes_at_once
 
 __all__ = [
     "InceptionFeatures",
@@ -168,7 +169,8 @@ def evaluate_images(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    sizes = [BATCH] * (num_samples // BATCH) + [num_samples % BATCH] * (num_samples % BATCH > 0)
+    at_once = codes_at_once(model, BATCH)
+    sizes = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
     if data is None:
         with torch.no_grad():
             sharpness = measure_sharpness(model.sample(n, generator) for n in sizes)

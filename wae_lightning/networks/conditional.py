@@ -65,7 +65,7 @@ class ConditionalMLPEncoder(nn.Module, Part):
 
     def __init__(
         self,
-        part_shapes: Sequence[Shape],
+        part_shapes: Sequence[Shape] = ((1, 14, 28), (1, 14, 28)),
         latent_dim: int = 8,
         hidden: Sequence[int] = (512, 512),
         standardize: bool = False,
@@ -141,7 +141,7 @@ class ConditionalConvEncoder(nn.Module, Part):
 
     def __init__(
         self,
-        part_shapes: Sequence[Shape],
+        part_shapes: Sequence[Shape] = ((1, 14, 28), (1, 14, 28)),
         latent_dim: int = 8,
         width: float = 0.125,
         kernel_size: int = 4,

@@ -123,7 +123,7 @@ class CouplingFlow(Flow):
 
     orders: Tensor
 
-    def __init__(self, dim: int, layers: int = 8, hidden: int = 128) -> None:
+    def __init__(self, dim: int = 8, layers: int = 8, hidden: int = 128) -> None:
         super().__init__(dim)
         if layers < 1 or hidden < 1:
             raise ValueError(f"a flow needs at least 1 layer and 1 hidden unit, got {layers}, {hidden}")
@@ -179,7 +179,7 @@ class MixtureFlow(Flow):
         (True, torch.Size([3]))
     """
 
-    def __init__(self, dim: int, components: int = 50) -> None:
+    def __init__(self, dim: int = 8, components: int = 50) -> None:
         super().__init__(dim)
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")

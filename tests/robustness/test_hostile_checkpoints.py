@@ -1,0 +1,18 @@
+"""A share of the hostile checkpoints; the whole is ``hostile_checkpoints.py --count 2000``."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import hostile_checkpoints
+
+
+def test_hostile_checkpoints_are_refused_or_harmless():
+    pytest.importorskip("safetensors")
+    results = hostile_checkpoints.run(150)
+    assert results["failures"] == []
+    for name, counts in results["readers"].items():
+        assert counts["refused"] > 30, name
+        assert sum(counts.values()) == 150

@@ -1,0 +1,159 @@
+"""The commands as several processes, nodes or jobs of a cluster, and beside other packages of the name datamodules."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "experiments" / "train.py"
+SHORT = [
+    "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false",
+    "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
+    "--model.decoder.width=0.02", "--accelerator=cpu", "--trainer.callbacks=[]", "--enable_model_summary=false",
+]  # fmt: skip
+RUN = Path("runs/mnist_wae_mmd/version_0")
+
+
+def environment(**more):
+    launched = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "WAE_LIGHTNING_RUN_FOLDER")
+    clean = {name: value for name, value in os.environ.items() if name not in launched and "SLURM" not in name}
+    return {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(command, folder, **more):
+    return subprocess.Popen(
+        list(map(str, command)), cwd=folder, env=environment(**more), text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(processes, seconds=240):
+    """What processes printed, and none of them is left behind."""
+    try:
+        return [process.communicate(timeout=seconds)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def steps_and_folders(folder):
+    assert [path.name for path in (folder / RUN).parent.iterdir()] == ["version_0"]
+    return json.loads((folder / RUN / "metrics.json").read_text())["steps"]
+
+
+def test_two_nodes_train_and_two_processes_go_on_in_the_same_folder(tmp_path):
+    port = free_port()
+    processes = [
+        start(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                f"--node_rank={node}",
+                "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
+                SCRIPT, *SHORT, "--max_epochs=1", "--num_nodes=2", "--devices=1", "--strategy=ddp",
+            ],
+            tmp_path,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    printed = finish(processes)
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert sum(f"Written to {RUN}" in text for text in printed) == 1
+    assert steps_and_folders(tmp_path) == 2
+    more = [*SHORT, "--max_epochs=2", "--devices=2", "--strategy=ddp", "--ckpt_path=last"]
+    process = start([sys.executable, SCRIPT, *more], tmp_path)
+    (text,) = finish([process])
+    assert process.returncode == 0, text
+    assert steps_and_folders(tmp_path) == 4
+    assert torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_a_job_of_slurm(tmp_path):
+    slurm = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "digits", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1",
+    }  # fmt: skip
+    process = start([sys.executable, SCRIPT, *SHORT, "--max_epochs=1", "--devices=1"], tmp_path, **slurm)
+    (text,) = finish([process])
+    assert process.returncode == 0, text
+    assert steps_and_folders(tmp_path) == 2
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path):
+    flags = [flag for flag in SHORT if "limit_train" not in flag]
+    process = start(
+        [
+            sys.executable, SCRIPT, *flags, "--limit_train_batches=5", "--max_epochs=5000", "--devices=2",
+            "--strategy=ddp",
+        ],
+        tmp_path,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / RUN / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (second,) = [pid for pid in children(process.pid) if str(SCRIPT) in command_of(pid)]
+    os.kill(second, signal.SIGKILL)
+    (text,) = finish([process], 60)
+    assert process.returncode not in (0, None)
+    assert "Traceback" not in text, text
+    sentences = [line for line in text.splitlines() if line.startswith("train.py: ")]
+    assert len(sentences) == 1, text
+    assert "another process of this training has ended" in sentences[0]
+    assert torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["global_step"] % 5 == 0
+
+
+# ---- another package named datamodules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["datamodules/__init__.py", "datamodules.py", "datamodules/mine.py"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
+def test_another_package_named_datamodules_is_named(command, place, tmp_path):
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise RuntimeError('this is not to be imported')\n")
+    code = f"import sys; from wae_lightning.cli.main import main; main([{command!r}, '--help'])"
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(**path), capture_output=True,
+                         text=True)  # fmt: skip
+    if place == "datamodules/mine.py":  # a folder without __init__.py hides nothing
+        assert "hidden" not in ran.stderr
+        return
+    assert ran.returncode == 2
+    (sentence,) = ran.stderr.strip().splitlines()
+    found = file if place == "datamodules.py" else file.parent
+    assert sentence == (
+        f"wae-lightning {command}: error: the package datamodules of wae-lightning is hidden by another one, {found}: "
+        "start from another folder, rename that one or take it off PYTHONPATH"
+    )
+
+
+def test_models_work_beside_another_package_named_datamodules(tmp_path):
+    (tmp_path / "datamodules.py").write_text("raise RuntimeError('this is not to be imported')\n")
+    code = "import wae_lightning as w; print(w.WAEMMD().sample(2).shape, w.WAEGAN, w.ConditionalWAE, w.PointNetWAE)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
+                         capture_output=True, text=True)  # fmt: skip
+    assert ran.stdout.startswith("torch.Size([2, 1, 28, 28])"), ran.stderr
