@@ -11,6 +11,10 @@ import torch
 # A small machine is fastest, and results are the same everywhere, with one thread; child processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# child processes test this checkout, not the package that is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
+)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from wae_lightning.costs import AbsoluteError, SquaredError
 from wae_lightning.kernels import RBF
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, ImplicitNoise, InputNoise
-from wae_lightning.penalties import MMD
+from wae_lightning.penalties import MMD, MMDPlusPlus
 from wae_lightning.priors import Normal, Sphere, Uniform
 from wae_lightning.training import moment_mismatch
 
@@ -59,32 +59,33 @@ def test_codes_lie_in_the_support_of_the_prior(prior):
     assert inside[type(prior).__name__]
 
 
-def original_loss(x, y, z, z_prior, weight):
-    """The objective of the authors' code in NumPy: 0.05 · l2sq, IMQ summed over seven scales with C = 2 d s, λ."""
+def original_loss(x, y, z, z_prior, weight, sigma=1.0):
+    """The objective of the authors' code in NumPy: 0.05 · l2sq, IMQ summed over seven scales with C = 2 d σ² s, λ."""
     x, y, z, z_prior = (np.asarray(a, dtype=np.float64) for a in (x, y, z, z_prior))
     n, d = z.shape
     cost = 0.05 * ((x - y) ** 2).reshape(n, -1).sum(1).mean()
     distances = [((a[:, None] - b[None]) ** 2).sum(2) for a, b in ((z, z), (z_prior, z_prior), (z, z_prior))]
     penalty = 0.0
     for scale in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0):
-        c = 2 * d * scale
+        c = 2 * d * sigma**2 * scale
         codes, prior, across = (c / (c + distance) for distance in distances)
         penalty += ((codes + prior) * (1 - np.eye(n))).sum() / (n * n - n) - 2 * across.sum() / n**2
     return cost + weight * penalty
 
 
-def test_the_training_loss_is_that_of_the_original_code():
-    model = WAEMMD(**perceptrons(), penalty_weight=10.0)
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_the_training_loss_is_that_of_the_original_code(scale):
+    model = WAEMMD(**perceptrons(), penalty_weight=7.0, prior=Normal(2, scale))
     model.trainer = trainer(".")
     model.log_dict = lambda *_, **__: None
     x = torch.rand(20, 1, 4, 4)
     torch.manual_seed(3)
     loss = model.training_step((x, torch.zeros(20)), 0)
     torch.manual_seed(3)
-    z_prior = torch.randn(20, 2)
+    z_prior = scale * torch.randn(20, 2)
     with torch.no_grad():
         z = model.encode(x)
-        expected = original_loss(x, model.decode(z), z, z_prior, 10.0)
+        expected = original_loss(x, model.decode(z), z, z_prior, 7.0, scale)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -158,8 +159,11 @@ def test_two_runs_with_one_seed_give_identical_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"lr_scheduler": ONE_CYCLE}, {"noise": GaussianNoise(), "standardize_codes": True, "code_queue": 150}],
-    ids=["one-cycle", "noise, queue"],
+    [
+        {"lr_scheduler": ONE_CYCLE, "pretrain_steps": 3},
+        {"noise": GaussianNoise(), "standardize_codes": True, "code_queue": 150},
+    ],
+    ids=["one-cycle, pretrained", "noise, queue"],
 )
 def test_a_resumed_run_ends_with_the_weights_of_the_uninterrupted_one(tmp_path, arguments):
     checkpoint = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True, filename="{epoch}", save_top_k=-1)
@@ -228,11 +232,63 @@ def test_trains_on_any_data_loader(tmp_path, batch):
     assert not torch.equal(before, weights(model))
 
 
+def test_samples_are_decoded_draws_from_the_prior():
+    for prior in (Normal(4, 3.0), Uniform(4, 0.5), Sphere(4, 2.0)):
+        model = small(prior=prior)
+        z = prior.sample(5, torch.Generator().manual_seed(1))
+        drawn = model.sample(5, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            torch.testing.assert_close(drawn, model.eval().decode(z))
+
+
+def test_lines_between_codes_on_a_sphere_stay_on_it():
+    seen = []
+
+    class Look(torch.nn.Identity):
+        def forward(self, z):
+            seen.append(z)
+            return z
+
+    model = WAE(encoder=torch.nn.Flatten(), decoder=Look(), prior=Sphere(2, 3.0))
+    model.interpolate(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]]), 5)
+    # halves of a chord of a quarter circle
+    chord = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.0, 1.0]])
+    torch.testing.assert_close(seen[0], 3 * chord / chord.square().sum(1, keepdim=True).sqrt())
+
+
+def test_codes_of_one_input_stand_in_consecutive_rows():
+    model = WAEMMD(**perceptrons(features=4), noise=GaussianNoise(1e-3), penalty=MMDPlusPlus(8, codes_per_input=3))
+    x = torch.rand(5, 1, 4, 4)
+    with torch.no_grad():
+        codes, means = model.draw_codes(x), model.encode(x, noise=False)
+    for row, code in enumerate(codes):
+        assert (code - means).norm(dim=1).argmin() == row // 3
+
+
+def test_the_penalty_of_a_step_sees_the_codes_of_the_steps_before(tmp_path):
+    seen = []
+
+    class Look(MMD):
+        def forward(self, z, z_prior):
+            seen.append((len(z), len(z_prior)))
+            return super().forward(z, z_prior)
+
+    model = WAEMMD(**perceptrons(), penalty=Look(), code_queue=11)
+    images = torch.rand(20, 1, 4, 4)
+    trainer(tmp_path, limit_train_batches=None, limit_val_batches=0).fit(model, DataLoader(images, 5))
+    assert seen == [(5, 5), (10, 10), (15, 15), (16, 16)]
+
+
 def test_predict_returns_codes_and_reconstructions(tmp_path):
-    model = small()
+    model = small(noise=GaussianNoise())
     (batch,) = trainer(tmp_path, limit_predict_batches=1).predict(model, MNISTDataModule())
     codes, reconstructions = batch
     assert codes.shape == (100, 4)
+    data = MNISTDataModule()
+    data.setup("test")
+    with torch.no_grad():
+        means = model.eval().encoder(data.test_set.images[:100].float() / 255)[:, :4]
+    torch.testing.assert_close(codes, means, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model.eval().decode(codes), reconstructions)
 
@@ -413,3 +469,36 @@ def test_compiled_networks_train_alike_and_keep_the_names_of_their_weights():
     assert plain.keys() == compiled.keys()
     for name in plain.keys() - {"memory._extra_state"}:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mismatch_of_moments_is_that_of_numpy():
+    z, draws = torch.randn(40, 3) @ torch.randn(3, 3), 2 * torch.randn(50, 3)
+    covariances = [np.cov(x.double().numpy(), rowvar=False) for x in (z, draws)]
+    means = [x.double().numpy().mean(0) for x in (z, draws)]
+    expected = ((means[0] - means[1]) ** 2).mean() + ((covariances[0] - covariances[1]) ** 2).mean()
+    assert moment_mismatch(z, draws).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plateau_is_left_once_an_epoch(tmp_path):
+    plateau = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9)
+    model = small(optimizer=functools.partial(torch.optim.SGD, lr=1e-6), lr_scheduler=plateau)
+    fitting = trainer(tmp_path, max_epochs=4)
+    fitting.fit(model, MNISTDataModule())
+    # by this threshold no value is better than the best one
+    assert fitting.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-6 / 2**4)
+
+
+def test_a_resumed_run_of_a_shuffled_loader_goes_on_as_the_whole_one(tmp_path):
+    images = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def run(epochs, path=None):
+        torch.manual_seed(0)
+        model = WAEMMD(**perceptrons())
+        torch.manual_seed(9 if path is None else 123)
+        fitting = trainer(tmp_path, max_epochs=epochs, limit_train_batches=None, limit_val_batches=0)
+        fitting.fit(model, DataLoader(images, 8, shuffle=True), ckpt_path=path, weights_only=True)
+        fitting.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return weights(model)
+
+    run(1)
+    assert torch.equal(run(2), run(2, tmp_path / "1.ckpt"))

@@ -299,3 +299,12 @@ def test_cache_that_claims_what_it_does_not_hold_is_refused(tmp_path: Path, chan
                 file[name] = value
     with pytest.raises(ValueError, match=rf"cache.h5: not a readable cache \(.*{message}"):
         Cache(path, (2,), "uint8")
+
+
+def test_finished_file_takes_the_place_of_another_at_once(tmp_path: Path) -> None:
+    path, kept = tmp_path / "cache.h5", tmp_path / "kept"
+    path.write_bytes(b"damaged")
+    os.link(path, kept)  # whoever has the old file open still sees it
+    with pytest.warns(UserWarning, match="building it again"):
+        assert holds_numbers(build(path, Numbers(20)))
+    assert kept.read_bytes() == b"damaged"

@@ -15,9 +15,12 @@ from datamodules import MNISTDataModule
 from wae_lightning import WAEMMD
 from wae_lightning.callbacks import CodePictures, Dashboard, ImagePictures, SampleQuality
 from wae_lightning.callbacks.codes import most_deviating_directions
+from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.lightning import LearningRateMonitor, TensorBoardLogger
+from wae_lightning.networks import MixtureFlow
 from wae_lightning.noise import EncoderNoise
 from wae_lightning.penalties import MMD
+from wae_lightning.priors import Normal
 
 
 def test_pictures_have_the_right_images_in_the_right_places():
@@ -241,3 +244,28 @@ def test_point_clouds_are_in_the_mesh_plugin(trained):
     checkpoint = trained("modelnet40_pointnet", *flags, *pictures, "--check_val_every_n_epoch=1")
     tensors = events_of(checkpoint).Tags()["tensors"]
     assert {"samples/turnable_VERTEX", "reconstructions/turnable_VERTEX"} <= set(tensors)
+
+
+def test_pictures_have_the_range_of_the_inputs():
+    images = torch.tensor([-1.0, -0.5, 0.0, 1.0, 1.5]).view(1, 1, 1, 5)
+    model = SimpleNamespace(input_range=(-1, 1))
+    assert in_unit_range(model, images).flatten().tolist() == [0, 0.25, 0.5, 1, 1]
+    assert in_unit_range(SimpleNamespace(input_range=None), images).flatten().tolist() == pytest.approx(
+        [0, 0.2, 0.4, 0.8, 1]
+    )
+
+
+def test_the_codes_shown_are_behind_the_flow(tmp_path):
+    model, pictures = small(noise=EncoderNoise(), flow=MixtureFlow(4, 3), prior=Normal(4, 2.0)), CodePictures(50)
+    loader = torch.utils.data.DataLoader(torch.rand(60, 1, 28, 28), 30)
+    trainer(tmp_path, callbacks=[pictures], limit_val_batches=2).fit(model, loader, loader)
+    model.eval()
+    with torch.no_grad():
+        inputs = torch.cat(list(loader))[:50]
+        torch.testing.assert_close(pictures.kept()["codes"], model.encode(inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_shift_of_the_codes_is_a_deviation():
+    z = torch.randn(20_000, 4) + torch.tensor([0.0, 0.0, 3.0, 0.0])
+    directions = most_deviating_directions(z, torch.randn(20_000, 4))
+    assert directions[2, 0].abs() > 0.99

@@ -227,3 +227,8 @@ def test_completions_of_a_wrong_shape(shape):
 def test_one_completion_has_no_pairwise_distance():
     with pytest.raises(ValueError, match="at least 2 completions, got 1"):
         mean_pairwise_distance(torch.rand(3, 1, 4))
+
+
+def test_a_rank_counts_the_completions_below_the_truth():
+    completions = torch.tensor([[[1.0], [2.0], [9.0]]]).expand(2, -1, -1)
+    assert ranks_of_truth(torch.tensor([[5.0], [0.5]]), completions).flatten().tolist() == [2, 0]

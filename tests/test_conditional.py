@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from wae_lightning.callbacks.completions import most_ambiguous
 from wae_lightning.cli import train
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
 from wae_lightning.image_parts import ImageParts
-from wae_lightning.joint_mmd import JointMMD, joint_mmd
+from wae_lightning.joint_mmd import CodesAndFeatures, JointMMD, joint_mmd
 from wae_lightning.kernels import RBF, InverseMultiquadric, Kernel
 from wae_lightning.networks import (
     ConditionalConvDecoder,
@@ -41,6 +42,7 @@ from wae_lightning.penalties import (
 )
 from wae_lightning.priors import Normal, Sphere
 from wae_lightning.report import ReportWAE
+from wae_lightning.training.features import FitFeatures
 
 OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 SHORT = {
@@ -321,9 +323,10 @@ def test_convolutional_networks_take_every_part(observed):
 # ---- likelihoods ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
-def test_importance_weights_against_the_densities_of_torch(noise):
-    model = small(noise=noise).eval()
+def test_importance_weights_against_the_densities_of_torch(noise, scale):
+    model = small(noise=noise, prior=Normal(3, scale)).eval()
     x, y = model.parts.split(images())
     torch.manual_seed(3)
     weights = model.log_weights(x, y, 6)
@@ -333,17 +336,19 @@ def test_importance_weights_against_the_densities_of_torch(noise):
     z = mean.unsqueeze(1) + std.unsqueeze(1) * torch.randn(4, 6, 3)
     for k in range(6):
         likelihood = -BinaryCrossEntropy()(y, model.decode(x, z[:, k]))
-        prior = torch.distributions.Normal(0, 1).log_prob(z[:, k]).sum(1)
+        prior = torch.distributions.Normal(0, scale).log_prob(z[:, k]).sum(1)
         torch.testing.assert_close(weights[:, k], likelihood + prior - q.log_prob(z).sum(2)[:, k], rtol=1e-4, atol=1e-3)
 
 
-def test_the_posterior_is_what_the_encoder_draws_from():
-    model = small(noise=FixedNoise(0.5)).eval()
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
+def test_the_posterior_is_what_the_encoder_draws_from(noise, scale):
+    model = small(noise=noise, prior=Normal(3, scale)).eval()
     x, y = (part[:1].expand(20_000, -1, -1, -1) for part in model.parts.split(images(1)))
     mean, std = model.posterior(x[:1], y[:1])
     z = model.encode(x, y, noise=True)
-    torch.testing.assert_close(z.mean(0), mean[0], atol=0.02, rtol=0)
-    torch.testing.assert_close(z.std(0), std[0], atol=0.02, rtol=0)
+    torch.testing.assert_close(z.mean(0), mean[0], atol=0.02 * scale, rtol=0)
+    torch.testing.assert_close(z.std(0), std[0], atol=0.02 * scale, rtol=0)
 
 
 @pytest.mark.parametrize("noise", [EncoderNoise(), InputNoise()])
@@ -557,3 +562,78 @@ def test_inputs_that_do_not_fit(tmp_path):
 def test_data_that_does_not_fit(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
         pl.Trainer(default_root_dir=tmp_path, **SHORT).fit(small(), data)
+
+
+# ---- priors of another scale ----------------------------------------------------------------------------------------
+
+
+def test_the_scale_of_the_prior_counts():
+    model = small(prior=Normal(3, 2.0)).eval()
+    x, y = model.parts.split(images())
+    own = model.complete(x, 5, generator=torch.Generator().manual_seed(1))
+    z = 2 * torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(own.flatten(0, 1), model.decode(x.repeat_interleave(5, 0), z))
+    # both parts of what the critic sees: codes of the scale, features of variance 1
+    joint = CodesAndFeatures(Normal(3, 2.0), 4)
+    assert (joint.latent_dim, joint.scale) == (7, 2.0)
+    both = torch.cat([2 * torch.randn(2, 100_000, 3), torch.randn(2, 100_000, 4)], 2)
+    expected = (both[0] - both[1]).square().sum(1).mean().item()
+    assert joint.expected_squared_distance == pytest.approx(expected, rel=0.02)
+    # the draws that codes are compared with
+    model.features.fit(model.parts.split(images(40))[0])
+    compared = model.compared((x, y), model.draw_codes((x, y)))
+    torch.manual_seed(4)
+    draws = model.prior_like(compared)
+    torch.manual_seed(4)
+    torch.testing.assert_close(draws[:, :3], 2 * torch.randn(4, 3))
+    assert torch.equal(draws[:, 3:], compared[:, 3:])
+
+
+def test_the_features_are_those_of_the_observed_part():
+    model = small(features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)), penalty=MMD()).eval()
+    x, y = model.parts.split(images())
+    compared = model.compared((x, y), torch.zeros(4, 3))
+    torch.testing.assert_close(compared[:, 3], x.mean((1, 2, 3)))
+
+
+def test_noise_on_the_input_is_for_training():
+    model = small(noise=InputNoise(0.3))
+    x, y = model.parts.split(images())
+    assert not torch.equal(model.train().encode(x, y), model.encode(x, y))
+    assert torch.equal(model.eval().encode(x, y), model.encode(x, y))
+
+
+def test_fitting_features_leaves_no_trace_in_the_generator():
+    features, seen = WhitenedPCA(2, (1, 28, 28)), []
+    loader = DataLoader(images(60), 20, shuffle=True)
+    strategy = SimpleNamespace(batch_to_device=lambda batch, _: batch, broadcast=lambda buffer: buffer)
+    loop = SimpleNamespace(setup_data=lambda: None)
+    fitting = SimpleNamespace(fit_loop=loop, train_dataloader=loader, strategy=strategy)
+    state = torch.get_rng_state()
+    callback = FitFeatures(features, lambda batch: seen.append(len(batch)) or batch, count=40)
+    callback.on_fit_start(fitting, SimpleNamespace(device="cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert features.fitted
+    assert seen == [20, 20]
+
+
+def test_likelihoods_are_of_as_many_images_as_asked(tmp_path, monkeypatch):
+    asked = []
+
+    def log_weights(x, y, n, prior=False):
+        asked.append((len(x), n, prior))
+        # of the first batch 1, 3 and of the second 10, 30, so that each has its own share in the mean
+        value = 1.0 if len(x) == 4 else 10.0
+        return torch.tensor([value, 3 * value]).expand(len(x), 2) - (100 if prior else 0)
+
+    model = small(likelihood_images=7, features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)))
+    monkeypatch.setattr(model, "log_weights", log_weights)
+    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT | {"limit_test_batches": 3})
+    (found,) = trainer.test(model, DataLoader(TensorDataset(*model.parts.split(images(12))), 4), verbose=False)
+    assert asked == [(4, 100, True), (4, 100, False), (3, 100, True), (3, 100, False)]
+    assert found["test/negative_elbo"] == pytest.approx(-(4 * 2 + 3 * 20) / 7, rel=1e-5)
+    nll = [-math.log((math.exp(a) + math.exp(3 * a)) / 2) for a in (1.0, 10.0)]
+    expected = (4 * nll[0] + 3 * nll[1]) / 7
+    assert found["test/nll"] == pytest.approx(expected, rel=1e-4)
+    assert found["test/nll_prior"] == pytest.approx(expected + 100, rel=1e-4)

@@ -220,6 +220,7 @@ def test_sinkhorn_arguments():
         (ChamferDistance(2.0, squared=False), lambda a, b: full_matrix_chamfer(a, b, squared=False)),
         (EarthMoversDistance(2.0), earth_movers_distance),
         (SinkhornDistance(2.0), sinkhorn_distance),
+        (SinkhornDistance(2.0, blur=0.3, iterations=4), lambda a, b: sinkhorn_distance(a, b, 0.3, 4)),
     ],
 )
 def test_cost_classes_scale_the_distances(cost, distance):

@@ -1,6 +1,5 @@
 """WAE-MMD and WAE-GAN under DistributedDataParallel with two CPU processes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ import pytest
 import torch
 import two_processes
 
+import wae_lightning
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -16,13 +17,16 @@ def results(tmp_path_factory):
     script = Path(two_processes.__file__)
     run = subprocess.run(
         [sys.executable, str(script), str(file)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
     return torch.load(file, weights_only=True)
+
+
+def test_the_processes_run_the_code_that_is_tested(results):
+    assert results["file"] == wae_lightning.__file__
 
 
 @pytest.mark.parametrize("name", [name for name in two_processes.MODELS if name != "mmd of each half"])

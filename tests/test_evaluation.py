@@ -1,18 +1,32 @@
 """The measures as functions: what they need of a data module, and values computed anew."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
+from test_reproduce import frechet_distance
 
 from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.cli import evaluate as command
 from wae_lightning.cli import train
 from wae_lightning.evaluation import clouds, evaluate, images
+from wae_lightning.evaluation.completions import LabelNet
 from wae_lightning.lightning import LightningDataModule
-from wae_lightning.networks import ConvDecoder, ConvEncoder, FullyConnectedDecoder, PointNetClassifier, PointNetEncoder
+from wae_lightning.metrics import DigitFeatures
+from wae_lightning.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    FullyConnectedDecoder,
+    MixtureFlow,
+    PointNetClassifier,
+    PointNetEncoder,
+)
+from wae_lightning.priors import Normal
+from wae_lightning.samplers import MixtureSampler
 
 OWN_DATA = """
 import torch
@@ -172,3 +186,246 @@ def test_only_the_test_clouds_are_turned(monkeypatch):
     assert not torch.allclose(test, part)
     torch.testing.assert_close(test[..., 1], part[..., 1])  # about the y axis
     torch.testing.assert_close(test.norm(dim=2), part.norm(dim=2))
+
+
+# ---- each number of the table of images, computed anew --------------------------------------------------------------
+
+COUNT = 60
+
+
+class FewDigits:
+    """As many training, test and validation digits as samples are drawn: then nothing is left to chance."""
+
+    batch_size = 7
+    content = "digits"
+
+    def prepare_data(self):
+        pass
+
+    def setup(self, stage):
+        data = MNISTDataModule()
+        data.setup("fit")
+        self.train = data.train_set.images[: 2 * COUNT].float() / 255
+        self.test = data.test_set.images[:COUNT].float() / 255
+
+    def train_dataloader(self):
+        return self.train.split(7)
+
+    def test_dataloader(self):
+        return self.test.split(7)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch]
+
+
+class KnownDraws(Normal):
+    """Without a generator always the same draws."""
+
+    def sample(self, n, generator=None, device=None):
+        return super().sample(n, generator or torch.Generator().manual_seed(n), device)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """A model whose prior has the scale 2, its data, and what was measured."""
+    torch.manual_seed(0)
+    encoder, decoder = ConvEncoder((1, 28, 28), 3, width=0.02), ConvDecoder(3, (1, 28, 28), width=0.02)
+    model = WAEMMD(prior=KnownDraws(3, 2.0), encoder=encoder, decoder=decoder).eval()
+    with torch.no_grad():
+        model.decoder.input.weight.mul_(3)
+    data = FewDigits()
+    return model, data, evaluate(model, data, num_samples=COUNT)
+
+
+def features_of(x):
+    return DigitFeatures()(x).detach().double()
+
+
+def share_inside(points, centers, k=3):
+    """How many points lie in a ball around one of the centers that reaches to its k-th neighbour."""
+    radii = np.sort(squared_distances(centers.numpy(), centers.numpy()), 1)[:, k]
+    return (squared_distances(points.numpy(), centers.numpy()) <= radii * (1 + 1e-9)).any(1).mean()
+
+
+def polynomial_mmd(x, y):
+    """The kernel inception distance of one subset, which is everything."""
+    kernel = lambda a, b: ((a @ b.T) / x.shape[1] + 1) ** 3  # noqa: E731
+    n, same = len(x), [kernel(a, a) for a in (x, y)]
+    within = sum((k.sum() - k.diagonal().sum()) / (n * (n - 1)) for k in same)
+    return float(within - 2 * kernel(x, y).mean())
+
+
+@torch.no_grad()
+def test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images(table):
+    model, data, results = table
+    real, codes = features_of(data.test), model.encode(data.train[:COUNT])
+    generator = torch.Generator().manual_seed(0)
+    samplers = {"": model.prior, "_gaussian_fitted_to_codes": MixtureSampler(codes, 1, seed=0),
+                "_mixture_of_10_fitted_to_codes": MixtureSampler(codes, 10, seed=0)}  # fmt: skip
+    sets = {f"{COUNT}{suffix}": model.decode(sampler.sample(COUNT, generator)) for suffix, sampler in samplers.items()}
+    sets |= {"floor": data.train[:COUNT], "reconstructions": model(data.test)}
+    for name, drawn in sets.items():
+        features = features_of(drawn)
+        assert results[f"fid_digits_{name}"] == pytest.approx(frechet_distance(real, features), rel=1e-4)
+        if name != "reconstructions":
+            assert results[f"kid_digits_{name}"] == pytest.approx(polynomial_mmd(real, features), rel=1e-3)
+            assert results[f"precision_digits_{name}"] == pytest.approx(share_inside(features, real))
+            assert results[f"recall_digits_{name}"] == pytest.approx(share_inside(real, features))
+    assert results["precision_digits_floor"] != results["recall_digits_floor"]
+    assert data.batch_size == 7
+
+
+def sharpness_of(images):
+    x = images[:, 0].double().numpy()
+    inner = x[:, 1:-1, 1:-1]
+    filtered = x[:, 2:, 1:-1] + x[:, :-2, 1:-1] + x[:, 1:-1, 2:] + x[:, 1:-1, :-2] - 4 * inner
+    return filtered.reshape(len(x), -1).var(1).mean()
+
+
+@torch.no_grad()
+def test_pictures_and_codes_are_measured_as_defined(table):
+    model, data, results = table
+    reconstructions = model(data.test)
+    mse = (reconstructions - data.test).double().square().mean().item()
+    assert results["mse"] == pytest.approx(mse, rel=1e-4)
+    assert results["psnr"] == pytest.approx(-10 * np.log10(mse), rel=1e-4)
+    assert results["sharpness_real"] == pytest.approx(sharpness_of(data.test), rel=1e-4)
+    assert results["sharpness_reconstructions"] == pytest.approx(sharpness_of(reconstructions), rel=1e-4)
+    for part, pictures in (("training", data.train[:COUNT]), ("test", data.test)):
+        z, draws = model.encode(pictures).double(), model.prior.sample(1_000_000).double()
+        found = {name: results[f"{part}_codes_{name}"] for name in ("smallest_std_ratio", "largest_std_ratio", "mmd")}
+        assert found["smallest_std_ratio"] == pytest.approx((z.std(0) / 2).min().item(), rel=0.01)
+        assert found["largest_std_ratio"] == pytest.approx((z.std(0) / 2).max().item(), rel=0.01)
+        error = (z.mean(0) - draws.mean(0)).abs().max().item()
+        assert results[f"{part}_codes_largest_mean_error"] == pytest.approx(error, rel=1e-4)
+        expected = imq_mmd(z.numpy(), model.prior.sample(COUNT).double().numpy(), 2 * 3 * 2.0**2)
+        assert found["mmd"] == pytest.approx(expected, rel=1e-4)
+
+
+def imq_mmd(z, draws, c):
+    """Algorithm 2 by a loop over the scales."""
+    kernel = lambda a, b: sum(s * c / (s * c + squared_distances(a, b)) for s in (0.1, 0.2, 0.5, 1, 2, 5, 10))  # noqa: E731
+    within = [kernel(x, x)[~np.eye(len(x), dtype=bool)].mean() for x in (z, draws)]
+    return sum(within) - 2 * kernel(z, draws).mean()
+
+
+# ---- clouds ---------------------------------------------------------------------------------------------------------
+
+
+def chamfer_by_loops(a, b):
+    d = squared_distances(a.double().numpy(), b.double().numpy())
+    return d.min(0).mean() + d.min(1).mean()
+
+
+def emd_by_loops(a, b):
+    d = squared_distances(a.double().numpy(), b.double().numpy()) ** 0.5
+    return d[linear_sum_assignment(d)].mean()
+
+
+@pytest.fixture
+def few_points(monkeypatch):
+    """So few points that all of them are taken."""
+    for name, value in (("SET_POINTS", 8), ("EMD_CLOUDS", 5), ("EMD_POINTS", 8)):
+        monkeypatch.setattr(clouds, name, value)
+
+
+def test_sets_of_clouds_are_compared_as_defined(few_points):
+    samples, real, train = (scale * torch.rand(n, 8, 3) for n, scale in ((5, 0.5), (5, 0.3), (7, 0.4)))
+    row = clouds.compare_sets(samples, real, train)
+    for name, distance, factor in (("CD", chamfer_by_loops, 1e3), ("EMD", emd_by_loops, 1e2)):
+        matrix = np.array([[distance(s, r) for r in real] for s in samples])
+        suffix = f"-{name} (5 clouds, 8 points)" if name == "EMD" else f"-{name}"
+        key = f"MMD-{name} x1e{round(np.log10(factor))}{suffix[4:]}"
+        assert row[key] == pytest.approx(factor * matrix.min(0).mean(), rel=1e-3)
+        assert row[f"COV{suffix}"] == pytest.approx(len(set(matrix.argmin(1))) / 5)
+    chosen = [samples[round(i)] for i in np.floor(np.linspace(0, 4, 64))]
+    nearest = np.mean([min(chamfer_by_loops(s, t) for t in train) for s in chosen])
+    assert row["CD to the nearest training cloud x1e3"] == pytest.approx(1e3 * nearest, rel=1e-3)
+    everything = [*samples, *real]
+    same = [
+        (min((j for j in range(10) if j != i), key=lambda j: chamfer_by_loops(everything[i], everything[j])) < 5)
+        == (i < 5)
+        for i in range(10)
+    ]
+    assert row["1-NNA-CD, samples' half"] == pytest.approx(np.mean(same[:5]))
+    assert row["1-NNA-CD, real half"] == pytest.approx(np.mean(same[5:]))
+
+
+def test_reconstructions_of_clouds_are_compared_as_defined(few_points):
+    target, found = torch.rand(5, 8, 3), torch.rand(5, 8, 3) + 1
+    judge = lambda x: torch.stack([x.mean((1, 2)) - 1, 1 - x.mean((1, 2))], 1)  # below 1: class 1  # noqa: E731
+    row = clouds.compare_reconstructions(target, found, torch.tensor([1, 1, 1, 0, 0]), judge)
+    pairs = list(zip(target, found, strict=True))
+    assert row["CD x1e3"] == pytest.approx(1e3 * np.mean([chamfer_by_loops(a, b) for a, b in pairs]), rel=1e-3)
+    emd = np.mean([emd_by_loops(a, b) for a, b in pairs])
+    assert row["EMD x1e2 (5 clouds, 8 points)"] == pytest.approx(1e2 * emd, rel=1e-3)
+    centered = found - found.mean(1, keepdim=True)
+    assert row["RMS radius"] == pytest.approx(float((centered**2).sum(2).mean() ** 0.5), rel=1e-4)
+    assert row["classifier on inputs"] == pytest.approx(3 / 5)
+    assert row["classifier on reconstructions"] == pytest.approx(2 / 5)
+    assert row["classifier share"] == pytest.approx(2 / 3)
+
+
+def test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was(few_points, monkeypatch):
+    seen, drawn = [], []
+
+    def look(encode, data, turn=False):
+        seen.append((model.flow, model.invariance, turn))
+        return 0.0
+
+    monkeypatch.setattr(clouds, "measure_svm_accuracy", look)
+    monkeypatch.setattr(clouds, "compare_sets", lambda samples, real, train: drawn.append(samples) or {"JSD": 0.0})
+    flow = MixtureFlow(4, components=2)
+    model = PointNetWAE(
+        encoder=PointNetEncoder(4, [16, 16], [8]), decoder=FullyConnectedDecoder(4, 8, [16]), flow=flow,
+        prior=Normal(4, 3.0),
+    ).eval()  # fmt: skip
+    part = SimpleNamespace(points=torch.rand(6, 8, 3), labels=torch.zeros(6, dtype=torch.long))
+    data = SimpleNamespace(train_set=part, test_set=part, num_points=8)
+    row = clouds.measure_model(model, data, lambda x: torch.zeros(len(x), 2), fitted=[1])
+    assert (model.flow, model.invariance) == (flow, ())
+    trained, untrained = (None, (), False), (None, (), False)
+    assert seen == [trained, untrained, (None, (), True), (None, ("rotation",), True), (flow, (), False)]
+    with torch.no_grad():
+        expected = model.decode(3 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+        codes = model.encode(part.points)
+    torch.testing.assert_close(drawn[0], expected)
+    assert row["codes: mean square per dimension"] == pytest.approx(codes.square().mean().item(), rel=1e-4)
+
+
+# ---- completions ----------------------------------------------------------------------------------------------------
+
+
+def test_the_label_net_is_scaled_to_the_validation_set_and_has_no_dropout():
+    torch.manual_seed(0)
+    x, labels = torch.rand(300, 1, 4, 4), torch.randint(10, (300,))
+    x[:, 0, 0] += labels.view(-1, 1) / 10
+    labels[::3] = torch.randint(10, (100,))  # it will be too sure of itself
+    batches = [(x[i : i + 50], x[i : i + 50], labels[i : i + 50]) for i in range(0, 300, 50)]
+    data = SimpleNamespace(
+        train_dataloader=lambda: batches[:3], val_dataloader=lambda: batches[3:],
+        on_after_batch_transfer=lambda batch, _: batch,
+    )  # fmt: skip
+    kept = {}
+
+    class Spy(LabelNet):
+        def eval(self):
+            kept.update(copy.deepcopy(self.state_dict()))
+            return super().eval()
+
+    net = Spy((1, 4, 4)).fit(data, epochs=12)
+    raw = LabelNet((1, 4, 4))
+    raw.load_state_dict(kept)
+    held_out, truth = x[150:], labels[150:].numpy()
+    with torch.no_grad():
+        logits = raw.eval()(held_out).double().numpy()
+        scales = np.linspace(0.5, 1.5, 101)
+        losses = [np.mean([log_sum_exp(s * row) - s * row[y] for row, y in zip(logits, truth, strict=True)])
+                  for s in scales]  # fmt: skip
+        best = scales[int(np.argmin(losses))]
+        assert best != 1
+        np.testing.assert_allclose(net(held_out), best * logits, rtol=1e-4, atol=1e-4)
+
+
+def log_sum_exp(row):
+    return row.max() + np.log(np.exp(row - row.max()).sum())

@@ -292,3 +292,15 @@ def test_a_flow_beside_a_critic_leaves_the_critic_alone():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_loss_of_a_flow_is_its_codes_negative_log_density_per_dimension(scale):
+    """And its codes are those before the prior's scale, whose images under the flow are standard normal."""
+    model = WAE(torch.nn.Flatten(), torch.nn.Unflatten(1, (1, 2, 3)), prior=Normal(6, scale), flow=MixtureFlow(6, 2),
+                flow_noise=1e-4).eval()  # fmt: skip
+    x = torch.rand(50, 1, 2, 3)
+    loss = model.terms(x, model.draw_codes(x))["flow_loss"]
+    means, codes = model.flow.means.detach().numpy(), x.flatten(1).numpy()
+    density = sum(0.5 * multivariate_normal(mean, np.eye(6)).pdf(codes) for mean in means)
+    assert loss.item() == pytest.approx(-np.log(density).mean() / 6, rel=1e-3)

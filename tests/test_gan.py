@@ -297,3 +297,40 @@ def test_a_normalized_critic_is_lipschitz():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_step_meets_draws_of_the_scale_of_the_prior(tmp_path, scale):
+    seen = []
+
+    class Look(Adversarial):
+        def critic_loss(self, z, z_prior):
+            seen.append(z_prior.std().item())
+            return super().critic_loss(z, z_prior)
+
+    model = WAEGAN(**perceptrons(), prior=Normal(2, scale), penalty=Look(Critic(2, width=8)))
+    trainer(tmp_path, limit_val_batches=0).fit(model, DataLoader(torch.rand(3000, 1, 4, 4), 1000))
+    assert seen == [pytest.approx(scale, rel=0.1)] * 3
+
+
+def test_accuracies_count_codes_below_and_draws_above_zero():
+    penalty = Adversarial(torch.nn.Linear(1, 1, bias=False), optimizer=SGD)
+    penalty.set_prior(Normal(1))
+    with torch.no_grad():
+        penalty.critic.weight.fill_(1.0)
+    _, shares = penalty.critic_loss(torch.tensor([[-1.0], [-2.0], [-3.0], [4.0]]), torch.tensor([[1.0], [-1.0]]))
+    assert shares["train/critic_accuracy_codes"] == 0.75
+    assert shares["train/critic_accuracy_prior"] == 0.5
+
+
+def test_the_critic_s_own_optimizer_is_adam_with_the_paper_s_momentum():
+    optimizer = Adversarial().make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (1e-3, (0.5, 0.999))
+
+
+def test_the_encoder_s_loss_leaves_the_critic_trainable():
+    penalty = Adversarial(Critic(2, width=8))
+    penalty.set_prior(Normal(2))
+    penalty(torch.randn(3, 2, requires_grad=True), torch.randn(3, 2)).backward()
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in penalty.parameters())

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 from datamodules import ModelNet40DataModule
-from wae_lightning import PointNetWAE
-from wae_lightning.cli.generate import main, read_images, read_inputs, write_ply
+from wae_lightning import WAEMMD, PointNetWAE
+from wae_lightning.cli.generate import draw, main, read_images, read_inputs, write_ply
 from wae_lightning.cli.load import load_model
+from wae_lightning.priors import Normal
 
 POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
 
@@ -279,3 +281,13 @@ def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys)
     with pytest.raises(SystemExit):
         main([str(tmp_path / "old.ckpt"), "--sampler", "gmm"])
     assert "--sampler gmm: the model holds no training codes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_traversal_goes_as_far_as_the_prior(scale):
+    model = WAEMMD(encoder=torch.nn.Flatten(), decoder=torch.nn.Unflatten(1, (1, 1, 2)), prior=Normal(2, scale))
+    given = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior")
+    rows = draw(model, "traversal", [], given)
+    way = [scale * step for step in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    assert rows[0].flatten(1).tolist() == [[x, 0] for x in way]
+    assert rows[1].flatten(1).tolist() == [[0, x] for x in way]

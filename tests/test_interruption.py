@@ -191,3 +191,11 @@ def test_an_error_in_a_step_leaves_the_last_checkpoint_as_it_is(tmp_path):
             tmp_path, enable_checkpointing=True, callbacks=[LastCheckpoint()], max_epochs=3, limit_train_batches=10
         ).fit(Breaks(**perceptrons()), Numbers())
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 10
+
+
+def test_a_checkpoint_takes_the_place_of_another_at_once(tmp_path):
+    path, kept = tmp_path / "last.ckpt", tmp_path / "kept"
+    AtomicCheckpointIO().save_checkpoint({"number": 1}, path)
+    os.link(path, kept)  # whoever has the old file open still sees it
+    AtomicCheckpointIO().save_checkpoint({"number": 2}, path)
+    assert [torch.load(file, weights_only=True)["number"] for file in (kept, path)] == [1, 2]

@@ -115,3 +115,10 @@ def test_kernels_are_symmetric_bounded_and_blind_to_shifts(n, d, shift, seed):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_no_gradient_flows_through_the_median():
+    y, x = codes(4, 3, seed=1), codes(5, 3).requires_grad_()
+    (found,) = torch.autograd.grad(RBF()(x, y).sum(), x)
+    (expected,) = torch.autograd.grad(RBF(median_bandwidth(x, y).item())(x, y).sum(), x)
+    torch.testing.assert_close(found, expected)

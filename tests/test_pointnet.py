@@ -375,3 +375,74 @@ def test_pictures_are_written(tmp_path):
     tags = events.Tags()
     assert "reconstructions" in tags["images"]
     assert any("samples/turnable" in tag for tag in tags["tensors"])
+
+
+def test_a_coupled_code_lies_between_code_and_partner():
+    decoded = []
+
+    class Look(FullyConnectedDecoder):
+        def forward(self, z):
+            decoded.append(z)
+            return super().forward(z)
+
+    model = small_model(decoder=Look(8, 128, (64,)), coupling=0.25, coupling_weight=2.0).train()
+    x, own, partner = solids(400), torch.randn(400, 8, requires_grad=True), torch.randn(400, 8) + 5
+    model._prior_partners = lambda code: partner
+    terms = model.terms(x, own)
+    assert terms["coupling"].item() == pytest.approx((own - partner).square().sum().item() / (400 * 8), rel=1e-5)
+    way = ((decoded[0] - own) / (partner - own)).detach()
+    torch.testing.assert_close(way, way[:, :1].expand(-1, 8), atol=1e-4, rtol=1e-3)
+    assert way.min() > -1e-4
+    assert way.max() <= 1
+    moved = way[:, 0] > 1e-4
+    assert moved.float().mean().item() == pytest.approx(0.25, abs=0.07)
+    assert way[moved].mean().item() == pytest.approx(0.5, abs=0.1)
+    # the whole gradient of what is decoded reaches the code
+    (gradient,) = torch.autograd.grad(decoded[0].sum(), own)
+    torch.testing.assert_close(gradient, torch.ones_like(own))
+
+
+def test_sets_are_encoded_at_root_mean_square_radius_one():
+    seen = []
+
+    class Look(PointNetEncoder):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x)
+
+    small_model(encoder=Look(8, (16, 32), (32,)), invariance=["scale"]).eval().encode(7 * solids(3))
+    torch.testing.assert_close(seen[0].square().sum(2).mean(1), torch.ones(3))
+
+
+def test_partners_are_of_the_scale_of_the_prior():
+    model = small_model(prior=Normal(8, 3.0), coupling=0.5, coupled_codes=64)
+    partners = torch.cat([model._prior_partners(torch.randn(16, 8)) for _ in range(60)])
+    torch.testing.assert_close(partners.std(0), torch.full((8,), 3.0), rtol=0.15, atol=0)
+
+
+def test_clouds_far_from_normalised_are_named():
+    with pytest.warns(UserWarning, match=r"point sets reach 2\d\d\.\d from the origin"):
+        quiet_trainer(max_epochs=1, limit_val_batches=0).fit(small_model(), DataLoader(250 * solids(8), batch_size=4))
+
+
+@pytest.mark.parametrize("patches", [1, 3, 5])
+def test_patches_share_all_points(patches):
+    decoder = FoldingDecoder(4, 100, patches=patches, hidden=(8, 8))
+    assert decoder(torch.randn(2, 4)).shape == (2, 100, 3)
+
+
+def test_partners_are_assigned_together_with_the_codes_before():
+    model = small_model(coupling=0.5, coupled_codes=40)
+    model.memory.remember(torch.full((36, 8), 5.0))
+    partners = torch.cat([model._prior_partners(torch.full((4, 8), -5.0)) for _ in range(20)])
+    # of 40 draws, the four that lie lowest; of four draws alone the mean would be 0
+    assert partners.sum(1).max() < 0
+
+
+def test_the_first_axis_points_to_the_side_of_positive_skewness():
+    # heavy on the negative side, with a tail on the positive one
+    along = torch.tensor([-1.0] * 8 + [2.0] * 3)
+    x = torch.stack([along, torch.linspace(-1, 1, 11), torch.linspace(-0.1, 0.1, 11)], 1).unsqueeze(0)
+    for points in (x, x * torch.tensor([-1.0, 1.0, -1.0])):
+        posed = (points @ upright_pose(points))[0, :, 0]
+        assert posed.mean() < 0 < posed.pow(3).sum()

@@ -7,20 +7,24 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import completion_results
 import figures
 import make_bundled_digits
 import mnist_results
 import numpy as np
+import point_cloud_results
 import pytest
 import pythae_results
 import torch
 import train_digit_classifier
 from test_mnist import write_idx
+from torch.nn import functional as F
 
 from datamodules import MNISTDataModule
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
 from wae_lightning import WAEMMD
 from wae_lightning.cli import evaluate, train
+from wae_lightning.image_parts import ImageParts
 from wae_lightning.metrics import DigitFeatures
 from wae_lightning.metrics.digit_classifier import DigitClassifier
 
@@ -249,3 +253,212 @@ def test_each_model_stands_under_its_own_name():
             assert (pixels == level).mean() > 0.3
             assert (pixels == 1 - level).mean() < 0.05
     assert len(figure.axes) == 6
+
+
+# ---- point clouds ---------------------------------------------------------------------------------------------------
+
+
+def chamfer_by_loops(a, b):
+    d = ((a.double().numpy()[:, None] - b.double().numpy()[None]) ** 2).sum(2)
+    return d.min(0).mean() + d.min(1).mean()
+
+
+def cloud_data(train=40, test=6):
+    generator = torch.Generator().manual_seed(0)
+    sets = [SimpleNamespace(points=torch.rand(n, 16, 3, generator=generator), labels=torch.zeros(n).long())
+            for n in (train, test)]  # fmt: skip
+    return SimpleNamespace(train_set=sets[0], test_set=sets[1], num_points=8)
+
+
+def test_the_baselines_of_clouds_are_what_they_are_called(monkeypatch):
+    data, compared = cloud_data(), {}
+    monkeypatch.setattr(point_cloud_results, "SET_POINTS", 8)
+    monkeypatch.setattr(point_cloud_results, "compare_sets", lambda *sets: compared.setdefault("sets", sets) and {})
+    monkeypatch.setattr(
+        point_cloud_results, "compare_reconstructions",
+        lambda target, found, *_: compared.setdefault(len(compared), (target, found)) and {},
+    )  # fmt: skip
+    rows = point_cloud_results.baselines(data, None)
+    train, test = data.train_set.points, data.test_set.points
+    # two halves of each cloud, drawn at random: all 16 points are in one of them
+    order = torch.rand(6, 16, generator=torch.Generator().manual_seed(0)).argsort(1)
+    shuffled = torch.stack([cloud[rows] for cloud, rows in zip(test, order, strict=True)])
+    expected = 1e3 * np.mean([chamfer_by_loops(cloud[:8], cloud[8:]) for cloud in shuffled])
+    assert rows["noise floor: two random subsets of one cloud"]["CD x1e3"] == pytest.approx(expected, rel=1e-4)
+    target, retrieved = compared[0]
+    assert torch.equal(target, test[:, :8])
+    for cloud, found in zip(target, retrieved, strict=True):
+        nearest = min(train[:, :8], key=lambda other: chamfer_by_loops(cloud, other))
+        assert torch.equal(found, nearest)
+    # one cloud for all, which learning has brought nearer than a random one of the same extent
+    _, constant = compared[1]
+    assert torch.equal(constant, constant[:1].expand(6, -1, -1))
+    distance = np.mean([chamfer_by_loops(cloud, constant[0]) for cloud in target])
+    assert distance < np.mean([chamfer_by_loops(cloud, torch.rand(8, 3)) for cloud in target])
+    drawn, against, memory = compared["sets"]
+    assert torch.equal(against, test)
+    assert torch.equal(memory, train)
+    places = [int((train == cloud).all(2).all(1).nonzero()) for cloud in drawn]
+    assert len(set(places)) == 6
+
+
+def test_the_pictures_of_clouds_stand_under_their_names(monkeypatch, tmp_path):
+    shown = {}
+
+    def keep(rows, names):
+        shown.update(zip(names, rows, strict=True))
+        return SimpleNamespace(savefig=lambda path, dpi: None)
+
+    class Double:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, x):
+            return self.factor * x
+
+        def sample(self, n, generator):
+            return torch.randn(n, 8, 3, generator=generator)
+
+    monkeypatch.setattr(point_cloud_results, "draw_point_sets", keep)
+    data = cloud_data(test=10)
+    point_cloud_results.draw(Double(2), Double(3), data, tmp_path / "clouds.png")
+    x = data.test_set.points[:, :8]
+    assert list(shown) == ["input", "row by row", "Chamfer", "sample"]
+    for name, factor in (("input", 1), ("row by row", 3), ("Chamfer", 2)):
+        torch.testing.assert_close(shown[name], factor * x)
+    assert shown["sample"].shape == (10, 8, 3)
+
+
+# ---- completions ----------------------------------------------------------------------------------------------------
+
+
+class Halves:
+    """Twelve training and three test images in two parts, as HalfImageDataModule yields them."""
+
+    mask = ImageParts((1, 4, 4)).mask
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.train, self.test = (
+            (torch.rand(n, 1, 2, 4, generator=generator), torch.rand(n, 1, 2, 4, generator=generator), torch.arange(n))
+            for n in (30, 3)
+        )
+
+    def train_dataloader(self):
+        return [tuple(part[:20] for part in self.train), tuple(part[20:] for part in self.train)]
+
+    def test_dataloader(self):
+        return [self.test]
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+    def join(self, x, y):
+        return ImageParts((1, 4, 4)).join(x, y)
+
+
+def test_donors_are_the_ten_training_images_nearest_in_the_observed_part(monkeypatch):
+    updates = []
+
+    class Look:
+        def __init__(self, mask, classifier):
+            pass
+
+        def update(self, *given):
+            updates.append(given)
+
+        def compute(self):
+            return {"psnr": torch.tensor(1.5), "bce": torch.tensor(2.0), "bce_best": torch.tensor(2.0)}
+
+    monkeypatch.setattr(completion_results, "CompletionMetrics", Look)
+    data = Halves()
+    found = completion_results.measure_donors(data, lambda x: torch.zeros(len(x), 10))
+    # a donor's pixels are 0 or 1 almost: their cross-entropy means nothing
+    assert found == {"psnr": 1.5}
+    ((images, completed, labels, probabilities),) = updates
+    assert torch.equal(labels, torch.arange(3))
+    assert probabilities.tolist() == [[pytest.approx(0.1)] * 10] * 3
+    for i, (x, y) in enumerate(zip(*data.test[:2], strict=True)):
+        assert torch.equal(images[i], torch.cat([x, y], 1))
+        distances = [float((x - other).square().sum()) for other in data.train[0]]
+        nearest = sorted(range(30), key=distances.__getitem__)[:10]
+        expected = {tuple(data.train[1][row].flatten().tolist()) for row in nearest}
+        assert {tuple(one[:, 2:].flatten().tolist()) for one in completed[i]} == expected
+        assert all(torch.equal(one[:, :2], x) for one in completed[i])
+
+
+def test_each_model_trains_for_the_time_that_is_given(monkeypatch):
+    clock, runs = [0.0], []
+
+    class Clocked:
+        """Takes 3 s to begin and 0.5 s a step."""
+
+        def __init__(self, max_steps, **_):
+            self.steps = max_steps
+
+        def fit(self, model, data):
+            runs.append((self.steps, model.weight.item()))
+            clock[0] += 3 + 0.5 * self.steps
+            with torch.no_grad():
+                model.weight += self.steps
+
+    monkeypatch.setattr(completion_results, "Trainer", Clocked)
+    monkeypatch.setattr(completion_results, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    model = torch.nn.Linear(1, 1)
+    start = model.weight.item()
+    assert completion_results.train(model, None, seconds=60) == 120
+    # the runs that took the time leave nothing behind
+    assert runs[-1] == (120, pytest.approx(start))
+
+
+def test_the_share_of_codes_that_the_observed_pixels_explain():
+    data = Halves()
+    data.test = data.train
+
+    class FirstPart(torch.nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+
+        def encode(self, x, y):
+            return (x if self.part == 0 else y).flatten(1)[:, :2]
+
+    assert completion_results.measure_r_squared_of_pixels(FirstPart(0), data) == pytest.approx(1, abs=1e-4)
+    x, y = (part.flatten(1).double().numpy() for part in data.train[:2])
+    design, z = np.hstack([x, np.ones((30, 1))]), y[:, :2]
+    residual = z - design @ np.linalg.lstsq(design, z, rcond=None)[0]
+    expected = 1 - (residual**2).sum() / ((z - z.mean(0)) ** 2).sum()
+    assert completion_results.measure_r_squared_of_pixels(FirstPart(1), data) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_cvae_minimises_the_negative_evidence_lower_bound():
+    torch.manual_seed(0)
+    model = completion_results.CVAE(latent_dim=3).eval()
+    x, y = torch.rand(2, 6, 1, 14, 28)
+    torch.manual_seed(1)
+    code = model.draw_codes((x, y))
+    terms = model.terms((x, y), code)
+    with torch.no_grad():
+        mean, log_variance = model.encoder(x, y).chunk(2, dim=1)
+    q = torch.distributions.Normal(mean, (log_variance.exp() + 1e-8).sqrt())
+    divergence = torch.distributions.kl_divergence(q, torch.distributions.Normal(0, 1)).sum(1).mean()
+    likelihood = F.binary_cross_entropy(model.decode(x, code[:, :3]), y, reduction="sum") / 6
+    found = sum(weight * terms[name] for name, weight in model.term_weights().items() if name in terms)
+    assert found.item() == pytest.approx(0.05 * (likelihood + divergence).item(), rel=1e-4)
+
+
+def test_the_regression_has_one_answer():
+    model = completion_results.Regression(latent_dim=3).eval()
+    x, y = torch.rand(2, 6, 1, 14, 28)
+    assert not model.draw_codes((x, y)).any()
+    completions = model.complete(x, 3)
+    assert torch.equal(completions, model.decode(x, torch.zeros(6, 3)).unsqueeze(1).expand(-1, 3, -1, -1, -1))
+
+
+def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
+    out, row = tmp_path / "rows.json", next(iter(mnist_results.ROWS))
+    for seed, psnr in ((1, 9.0), (0, 5.0), (1, 3.0)):
+        mnist_results.keep(out, row, 1, {"seed": seed, "psnr": psnr})
+    runs = json.loads(out.read_text())[f"{row}, 1 epochs"]["runs"]
+    assert runs == [{"seed": 0, "psnr": 5.0}, {"seed": 1, "psnr": 3.0}]
+    assert mnist_results.summary(runs) == {"psnr": pytest.approx({"mean": 4.0, "std": 2**0.5})}

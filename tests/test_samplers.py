@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.mixture import GaussianMixture
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAEMMD
 from wae_lightning.kernels import RBF, InverseMultiquadric
 from wae_lightning.lightning import Trainer
 from wae_lightning.penalties import mmd, mmd_test
+from wae_lightning.priors import Normal
 from wae_lightning.samplers import MixtureSampler
 
 
@@ -101,3 +103,24 @@ def test_the_permutation_test_counts_the_estimates_of_new_divisions():
     assert p == pytest.approx(count / 51)
     with pytest.raises(ValueError, match="permutations must be at least 1, got 0"):
         mmd_test(z, z_prior, kernel, permutations=0)
+
+
+def test_the_seed_of_a_mixture_is_that_of_scikit_learn():
+    codes = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    found = [MixtureSampler(codes, components=7, seed=seed).means for seed in (0, 5)]
+    for means, seed in zip(found, (0, 5), strict=True):
+        fitted = GaussianMixture(7, reg_covar=1e-6, random_state=seed).fit(codes.double().numpy())
+        torch.testing.assert_close(means.double(), torch.from_numpy(fitted.means_), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(*found)
+
+
+def test_codes_of_another_scale_give_samples_of_that_scale():
+    codes = Normal(2, 5.0).sample(3000)
+    drawn = MixtureSampler(codes, components=3).sample(50_000)
+    torch.testing.assert_close(drawn.T.cov(), codes.T.cov(), rtol=0.1, atol=1.0)
+
+
+def test_clusters_are_drawn_by_their_weights():
+    codes = torch.cat([0.1 * torch.randn(800, 2) - 5, 0.1 * torch.randn(200, 2) + 5])
+    drawn = MixtureSampler(codes, components=2).sample(4000)
+    assert (drawn[:, 0] > 0).float().mean().item() == pytest.approx(0.2, abs=0.03)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wae_lightning.schedules import DividedLR
+from wae_lightning.schedules import DividedLR, OneCycle
 
 
 def test_the_default_is_the_authors_manual_schedule():
@@ -33,3 +33,17 @@ def test_its_state_is_plain_and_resumes():
 def test_each_milestone_needs_its_divisor():
     with pytest.raises(ValueError, match="each milestone needs its divisor, got 2 and 3"):
         DividedLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), milestones=[1, 2])
+
+
+@pytest.mark.parametrize(("steps", "share", "peak"), [(8, 0.1, 1), (20, 0.3, 5), (2, 0.3, 0)])
+def test_one_cycle_of_any_length_climbs_to_its_peak(steps, share, peak):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = OneCycle(optimizer, max_lr=2.0, total_steps=steps, pct_start=share, cycle_momentum=False)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert all(0 < rate <= 2 for rate in rates)
+    assert peak == 0 or rates.index(max(rates)) == peak
+    assert peak == 0 or max(rates) == pytest.approx(2)

@@ -12,6 +12,7 @@ import torch
 from helpers import perceptrons, pl
 from torch.utils.data import DataLoader
 
+import wae_lightning
 from wae_lightning import WAE, WAEGAN, WAEMMD
 from wae_lightning.networks import Critic
 from wae_lightning.penalties import MMD
@@ -83,7 +84,7 @@ def main():
     except ValueError as error:
         results["error"] = str(error)
     if trainer.is_global_zero:
-        torch.save(results | {"draws": draws}, sys.argv[1])
+        torch.save(results | {"draws": draws, "file": wae_lightning.__file__}, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from faults import FAULTS, Fault
 def test_a_fault_can_be_put_in(fault):
     compile(mutate.faulty((mutate.ROOT / fault.file).read_text(), fault), fault.file, "exec")
     assert fault.tests
-    assert all((mutate.ROOT / "tests" / f"test_{name}.py").is_file() for name in fault.tests.split())
+    for place in mutate.places(fault.tests):
+        file, _, name = place.partition("::")
+        assert f"def {name}(" in (mutate.ROOT / file).read_text() or not name, place
 
 
 def test_no_fault_is_listed_twice():
-    assert len(set(FAULTS)) == len(FAULTS)
+    assert len(set(FAULTS)) == len(FAULTS) >= 120
 
 
 @pytest.fixture
@@ -22,7 +24,8 @@ def project(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
     (tmp_path / "sums.py").write_text("def plus(a, b):\n    return a + b\n\n\ndef half(a):\n    return a / 2\n")
     (tmp_path / "tests" / "test_sums.py").write_text(
-        "from sums import half, plus\n\n\ndef test_it():\n    assert plus(2, 2) == 4\n    assert half(4) > 1\n"
+        "from sums import half, plus\n\n\ndef test_plus():\n    assert plus(2, 2) == 4\n\n\n"
+        "def test_half():\n    assert half(4) > 1\n"
     )
     return tmp_path
 
@@ -31,13 +34,18 @@ def test_survivors_are_told_and_the_file_is_as_before(project):
     whole = (project / "sums.py").read_text()
     faults = [
         Fault("sums.py", "a + b", "a * b", "sums"),
-        Fault("sums.py", "a + b", "a - b", "sums"),
+        Fault("sums.py", "a + b", "a - b", "sums::test_half"),
         Fault("sums.py", "a / 2", "a / 4", "sums"),
         Fault("sums.py", "a / 2", "a +/ 2", "sums"),
     ]
-    found = [survives for _, survives in mutate.survivors(faults, project)]
-    assert found == [True, False, False, False]
+    found = [test for _, test in mutate.noticed(faults, project)]
+    assert found == [None, None, "sums.py::test_half", "sums.py"]
     assert (project / "sums.py").read_text() == whole
+
+
+def test_tests_that_hang_have_noticed_something(project, monkeypatch):
+    monkeypatch.setattr(mutate, "LONGEST", 0.1)
+    assert mutate.first_failure("sums", project) == "more than 0.1 s"
 
 
 def test_the_file_is_as_before_when_the_run_is_stopped(project):
@@ -48,10 +56,9 @@ def test_the_file_is_as_before_when_the_run_is_stopped(project):
         seen.append((root / "sums.py").read_text())
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return True
 
     with pytest.raises(KeyboardInterrupt):
-        list(mutate.survivors([Fault("sums.py", "a + b", "a * b", "sums")], project, stopped))
+        list(mutate.noticed([Fault("sums.py", "a + b", "a * b", "sums")], project, stopped))
     assert seen == [whole, whole.replace("a + b", "a * b")]
     assert (project / "sums.py").read_text() == whole
 
@@ -62,17 +69,21 @@ def test_the_file_is_as_before_when_the_run_is_stopped(project):
         (Fault("sums.py", "return a", "return b", "sums"), "expected 'return a' once, found it 2 times"),
         (Fault("sums.py", "c", "d", "sums"), "expected 'c' once, found it 0 times"),
         (Fault("sums.py", "a + b", "a + b", "sums"), "changes nothing"),
-        (Fault("sums.py", "a + b", "a - b", "nothing"), "pytest ended with status 4"),
     ],
 )
 def test_faults_that_do_not_fit_are_refused(project, fault, message):
     with pytest.raises(mutate.NotApplicable, match=message):
-        list(mutate.survivors([fault], project))
+        list(mutate.noticed([fault], project, lambda *_: None))
+
+
+def test_tests_that_are_not_there_are_refused(project):
+    with pytest.raises(mutate.NotApplicable, match="pytest ended with status 4"):
+        mutate.first_failure("nothing", project)
 
 
 def test_tests_that_fail_anyhow_say_nothing(project):
-    with pytest.raises(mutate.NotApplicable, match="the tests sums fail without any fault"):
-        list(mutate.survivors([Fault("sums.py", "a + b", "a - b", "sums")], project, lambda tests, root: False))
+    with pytest.raises(mutate.NotApplicable, match=r"sums.py::test_half fails without any fault"):
+        list(mutate.noticed([Fault("sums.py", "a + b", "a - b", "sums")], project, lambda *_: "sums.py::test_half"))
 
 
 def test_a_copy_has_what_git_tracks(tmp_path):
