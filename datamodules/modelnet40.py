@@ -77,7 +77,7 @@ class ModelNet40DataModule(BatchDataModule):
         shift: Move each training cloud by a vector drawn uniformly from [-shift, shift] along each axis.
         val_fraction: Share of the training set that becomes the validation set.
         split_seed: Seed of that split, and of the synthetic shapes.
-        cache_dir: Folder of the cache that single files need; None puts it beside them.
+        cache_dir: Folder of the cache of single files; None puts it beside them.
         on_error: ``raise`` stops at the first of the single files that cannot be read; ``skip`` leaves such files out
             and reports how many and which.
         on_device: Whether all clouds lie on the trainer's device, as in :class:`~datamodules.base.BatchDataModule`.

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wae_lightning.costs import Cost, SquaredError
+from wae_lightning.drawing import evaluation_mode, lines_between
 from wae_lightning.loading import RecordedModel
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, Penalty
 from wae_lightning.precision import in_full_precision
-from wae_lightning.priors import Normal, Prior, Sphere
+from wae_lightning.priors import Normal, Prior
 from wae_lightning.steps import Steps
 from wae_lightning.training.inputs import check_image_shape, input_of
 from wae_lightning.training.optimizers import LRSchedulerCallable, OptimizerCallable
@@ -327,30 +327,3 @@ class WAE(RecordedModel, Steps):
         """Returns codes (B, latent_dim) and reconstructions of the inputs."""
         code = self._encode(self.inputs_of(batch), noise=False)
         return self._from_code(code), self._decode(code)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model, and what it is made of, into evaluation mode for a while."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def lines_between(start: Tensor, end: Tensor, steps: int, prior: Prior) -> Tensor:
-    """Points on the lines between codes, each (B, d): (steps, B, d), on a sphere projected onto it.
-
-    Raises:
-        ValueError: If ``steps`` is less than 2, or the two differ in shape.
-    """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
-    if start.shape != end.shape:
-        raise ValueError(f"a and b must have one shape, got {tuple(start.shape)} and {tuple(end.shape)}")
-    weights = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(-1, 1, 1)
-    lines = torch.lerp(start.expand(steps, -1, -1), end.to(start).expand(steps, -1, -1), weights)
-    return prior.project(lines.flatten(0, 1)).view_as(lines) if isinstance(prior, Sphere) else lines

@@ -9,16 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.base import WAE, evaluation_mode, lines_between
+from wae_lightning.base import WAE
 from wae_lightning.callbacks.completion_measures import MeasureCompletions
 from wae_lightning.costs import BinaryCrossEntropy, Cost
+from wae_lightning.drawing import evaluation_mode, lines_between
 from wae_lightning.image_parts import ImageParts, Observed
-from wae_lightning.joint_mmd import CodesAndFeatures, JointMMD
+from wae_lightning.joint_mmd import penalty_of_pairs
 from wae_lightning.likelihood import CompletionLikelihood
-from wae_lightning.networks.conditional import ConditionalMLPDecoder, ConditionalMLPEncoder, WhitenedPCA
-from wae_lightning.networks.critic import Critic
+from wae_lightning.networks.conditional import (
+    ConditionalMLPDecoder,
+    ConditionalMLPEncoder,
+    WhitenedPCA,
+    number_of_features,
+)
 from wae_lightning.noise import EncoderNoise, FixedNoise
-from wae_lightning.penalties import MMD, Adversarial, CramerWold, Penalty
+from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 from wae_lightning.training.features import FitFeatures
@@ -116,26 +121,13 @@ class ConditionalWAE(CompletionLikelihood, WAE):
         self.match: Literal["joint", "marginal"] = match
         self.parts = parts
         self.likelihood_images = likelihood_images
-        self.features = (features or _principal_components(parts.observed_shape)).requires_grad_(False)
-        self._use_penalty(penalty)
-
-    def _use_penalty(self, penalty: Penalty | None) -> None:
-        p = _number_of_features(self.features, self.parts.observed_shape)
-        if self.match == "marginal":
+        features = features or WhitenedPCA(min(16, math.prod(parts.observed_shape)), parts.observed_shape)
+        self.features = features.requires_grad_(False)
+        if match == "marginal":
             self.penalty = penalty or MMD()
             self.penalty.set_prior(self.prior)
         else:
-            if isinstance(penalty, MMD):
-                penalty = JointMMD(penalty.kernel)
-            log_prior = isinstance(penalty, Adversarial) and penalty.log_prior
-            if log_prior or isinstance(penalty, CramerWold):
-                name = "log_prior" if log_prior else "CramerWold"
-                raise ValueError(f"{name} knows the density of codes alone: use it with match='marginal'")
-            self.penalty = penalty or Adversarial(Critic(self.latent_dim + p, width=256))
-            joint = isinstance(self.penalty, JointMMD)
-            self.penalty.set_prior(self.prior if joint else CodesAndFeatures(self.prior, p))
-            if self.penalty.codes_per_input > 1:
-                raise ValueError(f"{type(self.penalty).__name__} compares codes only: use it with match='marginal'")
+            self.penalty = penalty_of_pairs(penalty, self.prior, number_of_features(features, parts.observed_shape))
         self._check_penalty()
 
     # ---- using the model --------------------------------------------------------------------------------------------
@@ -288,8 +280,8 @@ class ConditionalWAE(CompletionLikelihood, WAE):
         return torch.cat([z_prior, compared[:, self.latent_dim :].detach()], dim=1)
 
     def terms(self, pair: tuple[Tensor, Tensor], code: Tensor) -> dict[str, Tensor]:
-        x, y = pair
-        return {"cost": self._mean_cost(y, self.decode(x, code[:: self.penalty.codes_per_input]))}
+        completion = self.decode(pair[0], code[:: self.penalty.codes_per_input])
+        return {"cost": self._mean_cost(pair[1], completion)}
 
     def configure_callbacks(self) -> list[Any]:
         callbacks = [*super().configure_callbacks(), MeasureCompletions(self.likelihood_images)]
@@ -302,14 +294,3 @@ class ConditionalWAE(CompletionLikelihood, WAE):
         x, y = self.inputs_of(batch)
         z = self.encode(x, y)
         return z, self.decode(x, z)
-
-
-def _principal_components(observed_shape: Sequence[int]) -> WhitenedPCA:
-    return WhitenedPCA(min(16, math.prod(observed_shape)), observed_shape)
-
-
-def _number_of_features(features: nn.Module, observed_shape: Sequence[int]) -> int:
-    if isinstance(features, WhitenedPCA):
-        return features.num_features
-    with torch.no_grad():
-        return int(features(torch.zeros(2, *observed_shape)).shape[1])

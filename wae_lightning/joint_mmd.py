@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from wae_lightning.kernels import RBF, InverseMultiquadric, Kernel, squared_distances
-from wae_lightning.penalties import Penalty
+from wae_lightning.networks.critic import Critic
+from wae_lightning.penalties import MMD, Adversarial, CramerWold, Penalty
 from wae_lightning.priors import Prior
 
-__all__ = ["CodesAndFeatures", "JointMMD", "joint_mmd"]
+__all__ = ["CodesAndFeatures", "JointMMD", "joint_mmd", "penalty_of_pairs"]
 
 
 def joint_mmd(z: Tensor, z_prior: Tensor, features: Tensor, kernel: Kernel, feature_kernel: Kernel) -> Tensor:
@@ -92,3 +93,27 @@ class CodesAndFeatures(Prior):
 
     def _sample_unscaled(self, n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         raise NotImplementedError("features come from inputs, not from a prior")
+
+
+def penalty_of_pairs(penalty: Penalty | None, prior: Prior, num_features: int) -> Penalty:
+    """Makes a penalty compare rows (z, φ(x)), of ``num_features`` features, with draws from the prior beside the same.
+
+    Args:
+        penalty: None: a critic; an ``MMD`` becomes a ``JointMMD`` with its kernel.
+        prior: The prior of z.
+        num_features: p, the number of features.
+
+    Raises:
+        ValueError: If the penalty is for codes alone.
+    """
+    if isinstance(penalty, MMD):
+        penalty = JointMMD(penalty.kernel)
+    log_prior = isinstance(penalty, Adversarial) and penalty.log_prior
+    if log_prior or isinstance(penalty, CramerWold):
+        name = "log_prior" if log_prior else "CramerWold"
+        raise ValueError(f"{name} knows the density of codes alone: use it with match='marginal'")
+    penalty = penalty or Adversarial(Critic(prior.latent_dim + num_features, width=256))
+    penalty.set_prior(prior if isinstance(penalty, JointMMD) else CodesAndFeatures(prior, num_features))
+    if penalty.codes_per_input > 1:
+        raise ValueError(f"{type(penalty).__name__} compares codes only: use it with match='marginal'")
+    return penalty

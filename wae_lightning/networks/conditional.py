@@ -19,6 +19,7 @@ __all__ = [
     "ConditionalMLPDecoder",
     "ConditionalMLPEncoder",
     "WhitenedPCA",
+    "number_of_features",
 ]
 
 Shape = Sequence[int]
@@ -269,3 +270,11 @@ class WhitenedPCA(nn.Module, Part):
         with full_float32(x.device):
             x, mean, components = (in_full_precision(part) for part in (x, self.mean, self.components))
             return (x.flatten(1) - mean) @ components
+
+
+def number_of_features(features: nn.Module, input_shape: Shape) -> int:
+    """How many features p a network (B, *input_shape) -> (B, p) puts out."""
+    if isinstance(features, WhitenedPCA):
+        return features.num_features
+    with torch.no_grad():
+        return int(features(torch.zeros(2, *input_shape)).shape[1])
