@@ -106,7 +106,7 @@ def run(flags: list[str], root: Path, seed: int, epochs: int, num_samples: int) 
         (version,) = Path(folder).glob("runs/*/version_0")
         out = Path(folder) / "evaluation.json"
         evaluate = [sys.executable, str(EXPERIMENTS / "evaluate.py"), str(version / "checkpoints" / "last.ckpt")]
-        evaluate += [f"--out={out}", f"--num_samples={num_samples}"]
+        evaluate += [f"--data.root={root}", f"--out={out}", f"--num_samples={num_samples}"]
         subprocess.run(evaluate, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         trained = json.loads((version / "metrics.json").read_text())
         return {**trained, **json.loads(out.read_text()), "seed": seed}
