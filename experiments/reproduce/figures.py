@@ -37,7 +37,7 @@ def trained(config: str, flags: list[str]) -> Path:
     folder = Path("runs/figures")
     runs = folder / config
     command = [sys.executable, str(EXPERIMENTS / "train.py"), f"--config={config}"]
-    subprocess.run([*command, f"--trainer.logger.save_dir={folder}", *flags], check=True)
+    subprocess.run([*command, f"--default_root_dir={folder}", *flags], check=True)
     newest = max(runs.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
     return newest
 
