@@ -75,7 +75,7 @@ def small_checkpoints() -> Iterator[Content]:
     points = {"encoder": networks.PointNetEncoder(4, (8, 8)), "num_points": 32, "latent_dim": 4}
     for model, prepared in (
         (WAEMMD(encoder, decoder, latent_dim=4), data),
-        (WAEGAN(encoder, decoder, latent_dim=4, flow=networks.MixtureFlow(4, 2)), data),
+        (WAEGAN(encoder=encoder, decoder=decoder, latent_dim=4, flow=networks.MixtureFlow(4, 2)), data),
         (ConditionalWAE(image_shape=(1, 8, 8), latent_dim=4), halves),
         (PointNetWAE(**points), shapes),
     ):
