@@ -54,8 +54,7 @@ class ModelNet40DataModule(BatchDataModule):
     (:func:`~datamodules.clouds.read_cloud` tells the formats), in ``<class>/{train,val,test}/`` as PointFlow's
     ShapeNet, or with these levels missing or the other way round; such files count as y up. A ``val`` folder is the
     validation set; without a ``test`` folder anywhere, ``val_fraction`` of the clouds is set aside for the test, too.
-    Of every file that holds one cloud, twice ``num_points`` points are drawn, from meshes uniformly by area, once, into
-    a cache.
+    Of every file of one cloud, twice ``num_points`` points are drawn once into a cache, from meshes uniformly by area.
 
     Args:
         root: A folder of one of these sources, or the parent of ``modelnet40_ply_hdf5_2048/``,

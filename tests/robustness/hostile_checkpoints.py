@@ -167,7 +167,7 @@ def make_hostile(content: Content, rng: random.Random, named: Path) -> Content:
             place[rng.choice(("_instantiator", "trust", "encoder", "flow", "root", "cache_dir", "x"))] = rng.choice(
                 values
             )()
-        elif kind == 2 and "init_args" in place:
+        elif kind == 2 and isinstance(place.get("init_args"), dict):
             place["init_args"][rng.choice(("device", "dtype", "latent_dim", "num_points"))] = rng.choice(values)()
         else:
             place[name] = rng.choice(values)()
