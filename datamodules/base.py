@@ -19,7 +19,7 @@ from wae_lightning.parts import Part, build, describe, recorded_arguments
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BatchDataModule", "TensorRows", "training_and_validation_rows"]
+__all__ = ["BatchDataModule", "TensorRows", "check_seed", "training_and_validation_rows"]
 
 
 def _as_is(batch: Any) -> Any:
@@ -223,6 +223,17 @@ class BatchDataModule(LightningDataModule, Part):
                     f"The checkpoint was trained on data with {name} = {state_dict.get(name)!r}; "
                     f"this {type(self).__name__} has {here.get(name)!r}."
                 )
+
+
+def check_seed(seed: int) -> int:
+    """Refuses a ``split_seed`` that is no whole number from 0 to 2³².
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"split_seed must be a whole number from 0 to 2**32, got {str(seed)[:40]}")
+    return seed
 
 
 def training_and_validation_rows(count: int, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

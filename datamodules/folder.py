@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datamodules.base import training_and_validation_rows
+from datamodules.base import check_seed, training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, open_or_build
 from datamodules.cached_images import CachedImageDataModule, Pictures
 from datamodules.pictures import SUFFIXES, Crop, rgb
@@ -116,7 +116,7 @@ class ImageFolderDataModule(CachedImageDataModule):
         self.background = background
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.split_seed = check_seed(split_seed)
         self.exclude = [exclude] if isinstance(exclude, str) else list(exclude or [])
 
     @property

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from datamodules.base import training_and_validation_rows
+from datamodules.base import check_seed, training_and_validation_rows
 from datamodules.idx import find_idx_files, read_idx
 from datamodules.images import ImageDataModule, Images
 from wae_lightning.lightning import rank_zero_info
@@ -107,7 +107,7 @@ class MNISTDataModule(ImageDataModule):
         self.root = None if root is None else Path(root)
         self.variant = variant
         self.val_fraction = val_fraction
-        self.split_seed = split_seed
+        self.split_seed = check_seed(split_seed)
         self.download = download
 
     @property

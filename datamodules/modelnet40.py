@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import BatchDataModule, TensorRows, training_and_validation_rows
+from datamodules.base import BatchDataModule, TensorRows, check_seed, training_and_validation_rows
 from datamodules.cache import Cache, md5_of
 from datamodules.cloud_sets import (
     MODELNET40_MD5,
@@ -144,7 +144,7 @@ class ModelNet40DataModule(BatchDataModule):
         self.jitter = jitter
         self.shift = shift
         self.val_fraction = val_fraction
-        self.split_seed = split_seed
+        self.split_seed = check_seed(split_seed)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.on_error = on_error
         self.moments: dict[str, Any] = {}

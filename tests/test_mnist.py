@@ -333,3 +333,9 @@ def test_damaged_digits_are_named(tmp_path, content, message):
     path.write_bytes(BUNDLED_DIGITS.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"digits.h5: not a complete HDF5 file \("):
         read_digits(path, "train")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30, None, True, 0.5, "0"])
+def test_a_split_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="split_seed must be a whole number from 0 to 2\\*\\*32, got "):
+        MNISTDataModule(split_seed=seed)

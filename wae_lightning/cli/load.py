@@ -24,6 +24,8 @@ __all__ = ["import_modules", "load_data", "load_model"]
 
 NOT_TAKEN = ("root", "cache_dir", "download", "num_workers", "on_device", "pin_memory")
 """Arguments of data modules that a checkpoint says nothing about: what they open, write, fetch or start."""
+PLAIN = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+"""Annotations whose types can be looked at before anything is made."""
 
 
 def import_modules(names: list[str]) -> None:
@@ -98,7 +100,13 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
             f"{path}: it does not say which of our data modules it was trained with, or of yours, which is imported by "
             f"--import MODULE and calls save_hyperparameters() when it is made; found {name[:80]}"
         ) from None
-    takes = {*stored, *inspect.signature(cls.__init__).parameters} - {"self"}
+    parameters = inspect.signature(cls.__init__).parameters
+    for argument, value in stored.items():
+        kinds = PLAIN.get(str(parameters[argument].annotation)) if argument in parameters else None
+        if kinds and type(value) not in kinds:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"{path}: its {argument} is a {type(value).__name__}, expected {wanted}")
+    takes = {*stored, *parameters} - {"self"}
     if unknown := set(overrides) - takes:
         raise UsageError(f"--data.{min(unknown)}: {cls.__name__} takes {', '.join(sorted(takes))}")
     given = {key: yaml.safe_load(value) for key, value in overrides.items()}
