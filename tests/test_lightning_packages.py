@@ -146,6 +146,6 @@ def test_a_wrong_name_in_the_variable():
     ran = start("-c", COMMAND, "train", "--max_epochs=1", switch="lightning")
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines() == [
-        f"wae-lightning: error: the environment variable {SWITCH} must be pytorch_lightning or lightning.pytorch, got "
+        f"wae-lightning train: error: the environment variable {SWITCH} must be pytorch_lightning or lightning.pytorch, got "
         "'lightning'"
     ]
