@@ -135,7 +135,7 @@ def test_another_package_named_datamodules_is_named(command, place, tmp_path):
     file = tmp_path / place
     file.parent.mkdir(exist_ok=True)
     file.write_text("raise RuntimeError('this is not to be imported')\n")
-    code = f"import sys; from wae_lightning.cli.main import main; main([{command!r}, '--help'])"
+    code = f"import sys; from wae_lightning.cli.main import main; main([{command!r}, '--unknown'])"
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(**path), capture_output=True,
                          text=True)  # fmt: skip

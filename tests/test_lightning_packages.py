@@ -107,7 +107,6 @@ SHOW = "from wae_lightning.lightning import PACKAGE, Trainer; print(PACKAGE, Tra
         ("import pytorch_lightning", None, PACKAGES[0]),
         # our package itself is an empty room until something of it is used
         ("import wae_lightning, lightning", None, PACKAGES[1]),
-        ("import datamodules, lightning", None, PACKAGES[1]),
         ("", PACKAGES[1], PACKAGES[1]),
         ("import lightning", PACKAGES[0], PACKAGES[0]),
         ("import pytorch_lightning", PACKAGES[1], PACKAGES[1]),
@@ -146,6 +145,6 @@ def test_a_wrong_name_in_the_variable():
     ran = start("-c", COMMAND, "train", "--max_epochs=1", switch="lightning")
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines() == [
-        f"wae-lightning: error: the environment variable {SWITCH} must be pytorch_lightning or lightning.pytorch, got "
-        "'lightning'"
+        f"wae-lightning train: error: the environment variable {SWITCH} must be pytorch_lightning or "
+        "lightning.pytorch, got 'lightning'"
     ]

@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from wae_lightning.cli.errors import UsageError, suggest
-from wae_lightning.lightning import PACKAGE
 
 __all__ = [
     "ACCELERATORS",
@@ -65,6 +64,8 @@ def describe_configs() -> str:
 @functools.cache
 def list_arguments(module: str) -> tuple[str, ...]:
     """The arguments of a class of Lightning, read from the source of its module; empty if that has moved."""
+    from wae_lightning.lightning import PACKAGE  # a wrong name in its variable ends in one sentence of the command
+
     top, _, inner = PACKAGE.partition(".")
     spec = find_spec(top)
     for folder in (spec and spec.submodule_search_locations) or []:

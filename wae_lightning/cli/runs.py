@@ -6,6 +6,7 @@ import csv
 import inspect
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,15 @@ from wae_lightning.cli.errors import UsageError, find_class
 from wae_lightning.cli.flags import find_checkpoint
 from wae_lightning.lightning import Callback, CSVLogger, LightningModule, Logger, TensorBoardLogger, Trainer
 
-__all__ = ["ROOT", "GoOnLogging", "checkpoint_to_resume", "choose_folder", "dashboards", "give_up", "place_loggers"]
+__all__ = [
+    "ROOT",
+    "GoOnLogging",
+    "checkpoint_to_resume",
+    "choose_folder",
+    "dashboards",
+    "place_loggers",
+    "remove_folder",
+]
 
 ROOT = "runs"
 FOLDER = "WAE_LIGHTNING_RUN_FOLDER"
@@ -78,11 +87,12 @@ def _make_folder(runs: Path) -> Path:
     raise AssertionError("there is always a next number")
 
 
-def give_up(folder: Path | None) -> None:
-    """Removes the folder of a run that has written nothing."""
-    for empty in (folder, folder.parent) if folder is not None and is_first_process() else ():
+def remove_folder(folder: Path) -> None:
+    """Removes the folder that a run has made, with what its loggers have put there; and its parent, if it is empty."""
+    if is_first_process():
+        shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
-            empty.rmdir()
+            folder.parent.rmdir()
 
 
 def place_loggers(loggers: Any, folder: Path, resumed: list[list[str]]) -> None:
@@ -126,6 +136,12 @@ def _places(names: list[str], arguments: Any, folder: Path) -> dict[str, str]:
     return {"save_dir": str(folder), "name": f"{config}/{folder.name}"}
 
 
+def _step(row: dict[str, str]) -> int:
+    """The training step that a row is about: a test after the third step, which is the step 2, is logged at 3."""
+    tested = any(value for name, value in row.items() if name.startswith("test/"))
+    return int(row.get("step") or 0) - tested
+
+
 class GoOnLogging(Callback):
     """Makes the loggers of a resumed run go on: its checkpoint says which run of W&B and MLflow it is.
 
@@ -135,18 +151,22 @@ class GoOnLogging(Callback):
     def __init__(self) -> None:
         self.runs: list[list[str]] = []
         self.rows: list[dict[str, str]] = []
+        self.started = False
+        """Whether training has begun, now or in the run that goes on."""
 
     def resume(self, checkpoint: dict[str, Any], folder: Path) -> None:
         """Reads what a run's own checkpoint says of its loggers, and what its CSV logger had written until then."""
+        self.started = True
         state = checkpoint.get("callbacks", {}).get(type(self).__name__, {})
         self.runs = [[str(name), str(run)] for name, run in state.get("runs", [])]
         file = folder / "metrics.csv"
         if file.is_file():
             with file.open(newline="") as lines:
                 rows = list(csv.DictReader(lines))
-            self.rows = [row for row in rows if int(row.get("step") or 0) < checkpoint["global_step"]]
+            self.rows = [row for row in rows if _step(row) < checkpoint["global_step"]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = True
         if trainer.is_global_zero:
             self.runs = [[type(logger).__name__, str(logger.version)] for logger in trainer.loggers]
             for logger in trainer.loggers:

@@ -34,8 +34,8 @@ from wae_lightning.cli.runs import (
     checkpoint_to_resume,
     choose_folder,
     dashboards,
-    give_up,
     place_loggers,
+    remove_folder,
 )
 from wae_lightning.lightning import (
     PACKAGE,
@@ -213,8 +213,13 @@ class Train(LightningCLI):
         try:
             super().instantiate_classes()
         except BaseException:
-            give_up(self.folder)
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """Removes the run's folder if it holds no result: training has not begun."""
+        if self.folder is not None and not (self.logging.started or self.finished):
+            remove_folder(self.folder)
 
     def check_weights(self, checkpoint: dict[str, Any]) -> None:
         """Refuses weights of another class, or that are not the model's by name and shape."""
@@ -372,4 +377,5 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
-        give_up(cli.folder if cli else None)
+        if cli is not None:
+            cli.give_up()

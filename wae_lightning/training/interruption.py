@@ -94,6 +94,8 @@ class LastCheckpoint(Checkpoint):
         self._previous: dict[signal.Signals, Any] = {}
 
     def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
         path = str(Path(trainer.strategy.broadcast(folder)) / "last.ckpt")
         trainer.save_checkpoint(path, weights_only=False)  # what a callback of the user adds may be any object
