@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+collect_ignore = ["either_lightning.py"]  # a script that tests run
 # A small machine is fastest, and results are the same everywhere, with one thread; child processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

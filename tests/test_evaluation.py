@@ -369,7 +369,7 @@ def test_reconstructions_of_clouds_are_compared_as_defined(few_points):
 def test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was(few_points, monkeypatch):
     seen, drawn = [], []
 
-    def look(encode, data, turn=False):
+    def look(encode, data, turn=False, device=None):
         seen.append((model.flow, model.invariance, turn))
         return 0.0
 

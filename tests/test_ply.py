@@ -83,7 +83,7 @@ def test_coordinates_of_other_types_are_exact(file: Path, form: str, type_: str)
 
 
 def test_what_we_write_is_read(file: Path) -> None:
-    import generate
+    from wae_lightning.cli import generate
 
     points = torch.randn(50, 3)
     generate.write_ply(points, file)

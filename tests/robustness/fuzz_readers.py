@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import json
 import multiprocessing
 import os
@@ -48,6 +49,7 @@ from wae_lightning.cli.flags import complete_flags, config_file
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.cli.train import Train
 from wae_lightning.lightning import MisconfigurationException
+from wae_lightning.networks import ConvDecoder, ConvEncoder
 
 REFUSALS = (
     ValueError,
@@ -301,28 +303,18 @@ def write_checkpoint(folder: Path) -> list[Path]:
     path = folder / "model.ckpt"
     image_shape = [1, 16, 16]
     network = {"image_shape": image_shape, "latent_dim": 2, "width": 1.0, "channels": [4, 4]}
-    arguments: dict[str, Any] = {
-        "encoder": {"class_path": "wae_lightning.networks.ConvEncoder", "init_args": network},
-        "decoder": {"class_path": "wae_lightning.networks.ConvDecoder", "init_args": network},
-        "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.5, 0.9]}},
-        "penalty_weight": 10.0,
-        "latent_dim": 2,
-        "image_shape": image_shape,
-    }
-    from wae_lightning.lightning import instantiate_module
-
-    model = instantiate_module(WAEMMD, {"_class_path": "wae_lightning.WAEMMD", **arguments})
-    instantiator = "pytorch_lightning.cli.instantiate_module"
+    optimizer = functools.partial(torch.optim.Adam, lr=0.001, betas=(0.5, 0.9))
+    networks = {"encoder": ConvEncoder(**network), "decoder": ConvDecoder(**network)}  # type: ignore[arg-type]
+    model = WAEMMD(**networks, optimizer=optimizer, latent_dim=2, image_shape=image_shape)
+    model.memory.remember(torch.randn(9, 2))
     torch.save(
         {
             "state_dict": model.state_dict(),
             "pytorch-lightning_version": "2.6.6",
             "epoch": 1,
             "global_step": 3,
-            "training_codes": torch.randn(9, 2),
-            "hyper_parameters": arguments | {"_instantiator": instantiator, "_class_path": "wae_lightning.WAEMMD"},
+            "hyper_parameters": dict(model.hparams),
             "datamodule_hyper_parameters": {
-                "_instantiator": instantiator,
                 "_class_path": "datamodules.MNISTDataModule",
                 "root": None,
                 "batch_size": 100,

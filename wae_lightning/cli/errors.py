@@ -40,12 +40,13 @@ def find_class(path: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def list_subclasses(base: type) -> list[str]:
-    """Names of the imported classes that can stand for ``base``."""
-    found = {base.__name__} if not inspect.isabstract(base) else set()
+def list_subclasses(base: type, packages: Sequence[str] = ()) -> list[str]:
+    """Names of the imported classes that can stand for ``base``, of some packages or of all."""
+    wanted = not packages or base.__module__.split(".")[0] in packages
+    found = {base.__name__} if wanted and not inspect.isabstract(base) else set()
     subclasses: list[type] = type.__subclasses__(base)
     for cls in subclasses:
-        found |= set(list_subclasses(cls))
+        found |= set(list_subclasses(cls, packages))
     return sorted(name for name in found if not name.startswith("_"))
 
 
@@ -125,8 +126,10 @@ def _explain_class(name: str, message: str, position: int) -> str:
     flag = _flag_before(message, position)
     subtypes = message[: message.rfind("\n", 0, position)].rpartition("Subtypes: ")[2]
     bases = [find_class(path) for path in re.findall(r"[\w.]+\.\w+", subtypes.splitlines()[0] if subtypes else "")]
-    names = sorted({found for base in bases if isinstance(base, type) for found in list_subclasses(base)})
-    meant = suggest(name, names, cutoff=0.6)
+    kinds = [base for base in bases if isinstance(base, type)]
+    names = sorted({found for base in kinds for found in list_subclasses(base)})
+    ours = sorted({found for base in kinds for found in list_subclasses(base, ("wae_lightning", "datamodules"))})
+    meant = suggest(name, ours, cutoff=0.6) or suggest(name, names, cutoff=0.6)
     if not meant and 0 < len(names) <= 20:
         meant = f"; expected one of {', '.join(names)}"
     return f"{flag}: there is no class {name} for it{meant}"
