@@ -310,6 +310,14 @@ def fuzz() -> str:
     return markdown(["reader", "inputs", "accepted", "refused", "failures", "slowest (s)", "peak (MB)"], rows)
 
 
+def hostile() -> str:
+    readers = load("hostile_checkpoints")["readers"]
+    rows = [
+        [name, str(row["refused"]), str(row["accepted"]), str(row.get("crashed", 0))] for name, row in readers.items()
+    ]
+    return markdown(["opened by", "refused in one sentence", "accepted", "failures"], rows)
+
+
 TABLES = {
     "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
@@ -318,7 +326,7 @@ TABLES = {
     "quadrants": quadrants, "dependence": dependence,
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
-    "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
+    "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz, "hostile": hostile,
 }  # fmt: skip
 
 
