@@ -326,7 +326,8 @@ TABLES = {
     "quadrants": quadrants, "dependence": dependence,
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
-    "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz, "hostile": hostile,
+    "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
+    "hostile": hostile,
 }  # fmt: skip
 
 
