@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
 
+from wae_lightning import __version__
 from wae_lightning.checkpoints import build_bounded, check_description, read_plain
 from wae_lightning.lightning import LightningModule
 from wae_lightning.parts import Part, build, describe, is_recorded, recorded_arguments
@@ -33,7 +33,7 @@ class RecordedModel(LightningModule, Part):
 
     def record_arguments(self) -> None:
         """Makes the recorded arguments the model's hyper-parameters; to be called in ``__init__``."""
-        about = {_CLASS: f"{type(self).__module__}.{type(self).__qualname__}", _VERSION: version("wae-lightning")}
+        about = {_CLASS: f"{type(self).__module__}.{type(self).__qualname__}", _VERSION: __version__}
         if "class_path" in (description := describe(self)):
             about[_CLASS] = description["class_path"]
         if not is_recorded(self):
