@@ -57,11 +57,12 @@ def run_command(wheel, tmp_path_factory):
     (site,) = environment.glob("lib/python*/site-packages")
     binaries = environment / "bin"
     pip = [sys.executable, "-m", "pip", "--python", str(binaries / "python"), "install", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--quiet", "--disable-pip-version-check", str(wheel[0])], check=True)
+    # a checkout on the path would count as installed
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "--quiet", "--disable-pip-version-check", str(wheel[0])], check=True, env=variables)
     # paths named in a .pth file come after the wheel, and their own .pth files, which lead to a checkout, are not read
     (site / "others.pth").write_text("\n".join(path for path in sys.path if Path(path).name == "site-packages"))
     folder = tmp_path_factory.mktemp("empty")
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*arguments):
         command = [str(binaries / "wae-lightning"), *arguments]
