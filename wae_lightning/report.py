@@ -83,6 +83,11 @@ class ReportWAE(ConditionalWAE):
     def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         return super()._features(pair[:1])  # type: ignore[arg-type]
 
+    def try_out(self) -> Tensor:
+        x = torch.zeros(1, *self.parts.observed_shape)
+        self._encode((x, x), noise=False)
+        return self._in_target(self.decoder(torch.zeros(1, self.latent_dim)))
+
     def decode(self, x: Tensor, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Decodes codes, the last argument, to hidden parts (B, *target_shape)."""
         return self._in_target(self.decoder(self.at_home(x if z is None else z)))
