@@ -169,7 +169,7 @@ def test_hostile_hyper_parameters_build_nothing(hostile, module, monkeypatch):
     path = saved(module / "hostile.ckpt", hostile)
     message = "hostile.ckpt: "
     if "encoder" not in hostile or type(hostile["encoder"]) is dict:
-        message += "(it names|model.* expected class_path|.* can be made of what is recorded)"
+        message += "(.*it names|model.* expected class_path|.* can be made of what is recorded)"
     for load in (WAEMMD.load_from_checkpoint, WAE.load_from_checkpoint, load_model):
         with pytest.raises(ValueError, match=message) as refused:
             load(path)

@@ -195,8 +195,7 @@ def test_plain_data_of_all_kinds():
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (nn.Sequential(nn.Linear(D, 1)), "torch.nn.Sequential"),
-        (nn.Linear(D, 1), "torch.nn.Linear"),
+        (nn.Sequential(nn.Linear(D, 1), Sized(3)), "torch.nn.Sequential"),
         (Sized(3), "test_parts.Sized"),
         (lambda parameters: None, "test_parts.<lambda>"),
         (torch.compile(nn.Linear(D, 1)), "torch._dynamo.OptimizedModule"),
@@ -228,8 +227,8 @@ def test_what_cannot_be_recorded_is_marked_and_asked_for_by_name(value, name):
 
 
 def test_unrecorded_things_in_lists_are_found():
-    with pytest.raises(ValueError, match=r"model.parts\[1\] was torch.nn.Linear, .* \(parts=\.\.\.\)"):
-        build({"class_path": "wae_lightning.noise.InputNoise", "init_args": {"parts": describe([1, nn.Linear(2, 2)])}})
+    with pytest.raises(ValueError, match=r"model.parts\[1\] was test_parts.Sized, .* \(parts=\.\.\.\)"):
+        build({"class_path": "wae_lightning.noise.InputNoise", "init_args": {"parts": describe([1, Sized(2)])}})
 
 
 def test_the_class_and_arguments_of_the_user_count():
@@ -414,6 +413,24 @@ HOSTILE = {
     "huge beside a failure": ({"decoder": part("test_parts.Needy"), "encoder": HUGE}, "weights, more"),
     "huge after a failure": ({"decoder": part("torch.nn.Linear", in_features="x"), "encoder": HUGE}, "weights, more"),
     "in a list": ({"encoder": part("torch.nn.ModuleList", modules=[HUGE, part("test_parts.Needy")])}, "weights, more"),
+    "in a dictionary": (
+        {"encoder": part("torch.nn.ModuleDict", modules={"a": HUGE, "b": part("test_parts.Needy")})},
+        "weights, more",
+    ),
+    "in a sequence": (
+        {"encoder": part("torch.nn.Sequential", args=[{"a": part("test_parts.Needy"), "b": HUGE}])},
+        "weights, more",
+    ),
+    "a long sequence": (
+        {"encoder": part("torch.nn.Sequential", args=[part("torch.nn.ReLU")] * 1001)},
+        "more than 1000",
+    ),
+    "a class in a sequence": (
+        {"encoder": part("torch.nn.Sequential", args=[part("subprocess.Popen", args=["true"])])},
+        r"model.encoder.args.0: it names 'subprocess.Popen', which is no part of",
+    ),
+    "a text as a sequence": ({"encoder": part("torch.nn.Sequential", args="text")}, "can be made of"),
+    "a number as a sequence": ({"encoder": part("torch.nn.Sequential", args=3)}, "can be made of"),
     "folds": ({"decoder": network("FoldingDecoder", patches=10**5)}, "more modules"),
     "kernels": ({"encoder": network("ConvEncoder", kernel_size=10**5)}, "weights, more|can be made"),
     "mixture": ({"flow": network("MixtureFlow", dim=10**5, components=10**5)}, "weights, more|can be made"),

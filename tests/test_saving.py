@@ -4,12 +4,14 @@ import functools
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from helpers import trainer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAE, WAEGAN, WAEMMD, costs, networks, noise, penalties, priors
@@ -65,6 +67,10 @@ MADE = {
     "a flow": lambda: WAEMMD(flow=networks.MixtureFlow(16, components=3), latent_dim=np.int64(16), **parts(16)),
     "case 01": lambda: WAEMMD(
         prior=priors.Sphere(8), cost=costs.AbsoluteError(scale=0.05), penalty_weight=np.float64(3.5), **parts()
+    ),
+    "layers of torch": lambda: WAEMMD(
+        encoder=nn.Sequential(nn.Flatten(), nn.Linear(256, 8, bias=False), nn.BatchNorm1d(8)),
+        decoder=nn.Sequential(OrderedDict(a=nn.Linear(8, 256), b=nn.Sigmoid(), c=nn.Unflatten(1, (1, 16, 16)))),
     ),
     "noise and critic": lambda: WAEGAN(
         noise=noise.GaussianNoise(), latent_dim=8, optimizer=functools.partial(torch.optim.SGD, lr=0.01), **parts(8, 16)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +156,22 @@ def _measure(description: Any, trust: Sequence[str], given: dict[str, Any], held
         arguments = description.get("init_args") if isinstance(description, dict) else None
         if not trust or not isinstance(arguments, dict):
             raise
-        for part in arguments.values():
-            for item in part if isinstance(part, list) else [part]:
-                if isinstance(item, dict) and "class_path" in item:
-                    _measure(item, trust, {}, held)
+        for part in _parts_in(arguments):
+            _measure(part, trust, {}, held)
         return
     if isinstance(made, nn.Module):
         claimed = sum(tensor.numel() for tensor in itertools.chain(made.parameters(), made.buffers()))
         if claimed > held:
             raise _TooLargeError(f"{claimed} weights, more")
+
+
+def _parts_in(value: Any) -> Iterator[dict[str, Any]]:
+    """The parts that are arguments of another one, in lists and dictionaries, too; not those inside of them."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, dict) and "class_path" in item:
+            yield item
+        else:
+            yield from _parts_in(item)
 
 
 def check_description(
@@ -199,7 +206,9 @@ def check_description(
     if type(value) is dict:
         if not all(type(key) is str and len(key) <= 100 for key in value):
             raise ValueError(f"{name} holds names that are no short texts")
-        if type(value.get("class_path")) is str and issubclass(find_class(value["class_path"], trust), MADE_LATER):
+        if type(value.get("class_path")) is str and issubclass(
+            find_class(value["class_path"], trust, name), MADE_LATER
+        ):
             largest = 2**64  # nothing is made of it before training
     values = 1
     for key, item in items:

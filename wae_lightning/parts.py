@@ -2,7 +2,8 @@
 
 One form serves Python, YAML, checkpoints and ``config.json``: plain data, in which a part is
 ``{"class_path": "wae_lightning.priors.Normal", "init_args": {"latent_dim": 8, "scale": 1.0}}``. :func:`describe` makes
-it, :func:`build` makes parts of it. What cannot be described, such as a lambda or an ``nn.Sequential``, is marked
+it, :func:`build` makes parts of it. A network that is no part, such as an ``nn.Sequential``, is described if its
+arguments can be recovered (:mod:`wae_lightning.recovery`). What cannot be described, such as a lambda, is marked
 ``{"unrecorded": its class}``, and :func:`build` asks for it by name.
 """
 
@@ -12,8 +13,10 @@ import copy
 import functools
 import importlib
 import inspect
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -39,7 +43,7 @@ __all__ = [
 LONGEST_LIST = 1000
 MADE_LATER = (Optimizer, LRScheduler)
 """Classes that a model makes itself, of its parameters: an argument holds a ``functools.partial`` of them."""
-_RECORD = "_made_with"
+RECORD = "_made_with"
 _PLATEAU = ("pytorch_lightning.cli.ReduceLROnPlateau", "lightning.pytorch.cli.ReduceLROnPlateau")
 
 
@@ -80,7 +84,7 @@ def make(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1000)
-def _parameters(cls: Any) -> inspect.Signature:
+def parameters_of(cls: Any) -> inspect.Signature:
     if cls.__init__ is nn.Module.__init__:  # which takes anything, and refuses it later
         return inspect.Signature()
     signature = inspect.signature(cls.__init__)
@@ -89,46 +93,78 @@ def _parameters(cls: Any) -> inspect.Signature:
 
 def _record(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cls: Any = type(part)
-    path = _path(cls)
+    path = path_of(cls)
     try:
-        bound = _parameters(cls).bind(*args, **kwargs)
+        bound = parameters_of(cls).bind(*args, **kwargs)
     except TypeError:  # the constructor will say so
         return
     given = set(bound.arguments)
     bound.apply_defaults()
+    tied = _tied(bound.arguments)
     arguments: dict[str, Any] = {}
     for name, parameter in bound.signature.parameters.items():
         value = bound.arguments[name]
-        if parameter.kind is parameter.VAR_KEYWORD:
+        if name in tied:
+            arguments[name] = {"unrecorded": f"{_name(value)}, whose weights are also those of {tied[name]}"}
+        elif parameter.kind is parameter.VAR_KEYWORD:
             arguments |= {key: describe(item) for key, item in value.items()}
-        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            path = None if value else path  # a description has only names
-        else:
+        elif name in given or parameter.kind is not parameter.VAR_POSITIONAL:
             described = describe(value)
             # defaults are written down, too, so that another version with other defaults makes the same part; those
             # that cannot be are still what the class takes by itself
-            if name in given or not _is_unrecorded(described):
+            if name in given or not is_unrecorded(described):
                 arguments[name] = described
-    vars(part)[_RECORD] = {"class_path": path, "init_args": arguments}
+    vars(part)[RECORD] = {"class_path": path, "init_args": arguments}
+
+
+def _tied(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Arguments whose networks share weights with another one, and which: each would come back with its own."""
+    owners: dict[int, tuple[str, int]] = {}
+    tied: dict[str, str] = {}
+    for name, value in arguments.items():
+        for network in _networks(value):
+            for tensor in itertools.chain(network.parameters(), network.buffers()):
+                if is_lazy(tensor) or tensor.is_meta or not tensor.numel():
+                    continue
+                owner = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, id(network)))
+                if owner != (name, id(network)):
+                    tied |= {name: owner[0], owner[0]: name}
+    return tied
+
+
+def _networks(value: Any) -> list[nn.Module]:
+    if isinstance(value, nn.Module):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [network for item in items for network in _networks(item)]
 
 
 def is_recorded(part: Part) -> bool:
     """Whether a part knows its arguments; a base with a ``__new__`` of its own may have kept them from it."""
-    return _RECORD in vars(part)
+    return RECORD in vars(part)
 
 
 def recorded_arguments(part: Part) -> dict[str, Any]:
     """The arguments that a part was made with, as plain data; also of a class that no path leads to."""
-    return copy.deepcopy(vars(part)[_RECORD]["init_args"])
+    return copy.deepcopy(vars(part)[RECORD]["init_args"])
 
 
-def _is_unrecorded(described: Any) -> bool:
+def is_unrecorded(described: Any) -> bool:
     if isinstance(described, dict):
-        return "unrecorded" in described or any(map(_is_unrecorded, described.values()))
-    return isinstance(described, list) and any(map(_is_unrecorded, described))
+        return "unrecorded" in described or any(map(is_unrecorded, described.values()))
+    return isinstance(described, list) and any(map(is_unrecorded, described))
 
 
-def _path(cls: Any) -> str | None:
+def class_paths(description: Any) -> set[str]:
+    """All classes that a description names."""
+    if not isinstance(description, dict | list):
+        return set()
+    items = description.values() if isinstance(description, dict) else description
+    own = {str(description["class_path"])} if isinstance(description, dict) and "class_path" in description else set()
+    return own.union(*map(class_paths, items))
+
+
+def path_of(cls: Any) -> str | None:
     """The shortest path under which a class can be had, for example without private modules; None: there is none."""
     folders, name = str(cls.__module__).split("."), cls.__qualname__
     for length in range(1, len(folders) + 1):
@@ -143,13 +179,28 @@ def describe(value: Any) -> Any:
 
     NumPy's numbers, paths, tuples and the containers of omegaconf (hydra) become plain. Optimizers and schedulers are
     described as ``functools.partial`` (or as their class). Parts that are completed later, such as a kernel whose
-    constant the model fills in, are described as they were made.
+    constant the model fills in, are described as they were made. Other networks are described if what they were made
+    with is found in their attributes, see :mod:`wae_lightning.recovery`.
 
     Example:
         >>> from wae_lightning.priors import Sphere
         >>> describe(Sphere(np.int64(8)))
         {'class_path': 'wae_lightning.priors.Sphere', 'init_args': {'latent_dim': 8, 'scale': 1.0}}
     """
+    return _describe(value, _recover)
+
+
+def _recover(network: nn.Module) -> dict[str, Any] | None:
+    from wae_lightning.recovery import guess, recover
+
+    def inside(value: Any) -> Any:  # what is inside is compared with the whole
+        return _describe(value, lambda network: guess(network, inside))
+
+    return recover(network, inside)
+
+
+def _describe(value: Any, describe_network: Callable[[nn.Module], dict[str, Any] | None]) -> Any:
+    describe = functools.partial(_describe, describe_network=describe_network)
     if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
         value = value.item()
     if isinstance(value, Enum) and isinstance(value, str | int | float):
@@ -158,26 +209,29 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, str | PurePath) and not isinstance(value, Enum):
         return str(value)
-    record = getattr(value, "__dict__", {}).get(_RECORD)
+    record = getattr(value, "__dict__", {}).get(RECORD)
     if record is not None and record["class_path"] is not None:
         return copy.deepcopy(record)
     maker = _maker(value)
     if maker is not None:
-        path = _path(maker)
+        path = path_of(maker)
         if path is not None:
             return {"class_path": path, "init_args": describe(getattr(value, "keywords", {}))}
     elif isinstance(value, nn.Module):
-        cls: Any = type(value)
-        path = _path(cls)
-        if path is not None and not _parameters(cls).parameters:
-            return {"class_path": path, "init_args": {}}
+        found = describe_network(value)
+        if found is not None:
+            return found
     elif isinstance(value, Mapping):
         if all(type(key) is str for key in value) and not {"class_path", "unrecorded"} & set(value):
             return {key: describe(item) for key, item in value.items()}
     elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes) and len(value) <= LONGEST_LIST:
         return [describe(item) for item in value]
+    return {"unrecorded": _name(value)}
+
+
+def _name(value: Any) -> str:
     cls = value if hasattr(value, "__qualname__") else type(value)
-    return {"unrecorded": _path(cls) or f"{cls.__module__}.{cls.__qualname__}"}
+    return path_of(cls) or f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _maker(value: Any) -> type | None:
@@ -239,7 +293,7 @@ def build(
     path, arguments = description["class_path"], description.get("init_args", {})
     if set(description) - {"class_path", "init_args"} or type(path) is not str or not isinstance(arguments, dict):
         raise ValueError(f"{name}: expected class_path and init_args, got {str(sorted(map(str, description)))[:200]}")
-    cls = find_class(path, trust)
+    cls = find_class(path, trust, name)
     taken = arguments | dict(given or {})
     made = {
         key: given[key] if given and key in given else build(item, trust, name=f"{name}.{key}")
@@ -248,13 +302,29 @@ def build(
     if issubclass(cls, MADE_LATER):
         return functools.partial(cls, **made)
     try:
-        return make(cls, **made)
+        args, kwargs = _call(cls, made)
+        return make(cls, *args, **kwargs)
     except Exception as error:  # the constructors of torch and of the user have exceptions of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: no {path} can be made of what is recorded ({reason[:400]})") from error
 
 
-def find_class(path: str, trust: Sequence[str] = ()) -> type:
+def _call(cls: Any, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Sorts arguments by name into those that a class takes by position, ``*args``, and the others."""
+    signature = parameters_of(cls)
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    named = {name: value for name, value in arguments.items() if kinds.get(name, 4) != inspect.Parameter.VAR_KEYWORD}
+    bound = inspect.BoundArguments(signature, OrderedDict((k, v) for k, v in named.items() if k in kinds))
+    for name, value in bound.arguments.items():
+        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+            # children of an nn.Sequential have names if they are given as this one argument
+            bound.arguments[name] = tuple(
+                OrderedDict(item) if issubclass(cls, nn.Sequential) and type(item) is dict else item for item in value
+            )
+    return bound.args, bound.kwargs | {name: value for name, value in arguments.items() if name not in bound.arguments}
+
+
+def find_class(path: str, trust: Sequence[str] = (), name: str = "") -> type:
     """Finds the class that a description names.
 
     Allowed are our parts, data modules, the modules of ``torch.nn``, and optimizers and schedulers of ``torch.optim``;
@@ -264,6 +334,7 @@ def find_class(path: str, trust: Sequence[str] = ()) -> type:
     Args:
         path: For example ``wae_lightning.priors.Normal``.
         trust: Names of modules or packages.
+        name: What is of that class, for messages.
 
     Raises:
         ValueError: If it names anything else.
@@ -271,20 +342,21 @@ def find_class(path: str, trust: Sequence[str] = ()) -> type:
     if path in _PLATEAU:  # what LightningCLI makes of torch's; one of the two packages is imported, if any
         path = next((known for known in _PLATEAU if known.rpartition(".")[0] in sys.modules), path)
         trust = [*trust, path.rpartition(".")[0]]
-    module, _, name = path.rpartition(".")
+    module, _, last = path.rpartition(".")
     kinds = _kinds(module, trust)
     public = module in trust or not any(folder.startswith("_") for folder in path.split("."))
     if kinds and public and all(map(str.isidentifier, path.split("."))):
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            found = getattr(importlib.import_module(module), last, None)
         except ImportError:
             found = None
         if isinstance(found, type) and _kinds(found.__module__, trust):
             bases = [base.__name__ for base in found.__mro__]
             if issubclass(found, kinds) or ("LightningDataModule" in bases and not module.startswith("torch")):
                 return found
+    place = f"{name[-200:]}: " if name else ""
     raise ValueError(
-        f"it names {path[:200]!r}, which is no part of wae_lightning, datamodules, torch.nn or torch.optim: "
+        f"{place}it names {path[:200]!r}, which is no part of wae_lightning, datamodules, torch.nn or torch.optim: "
         "name its module if you trust it (trust=[...], or --import), or give the argument yourself"
     )
 
