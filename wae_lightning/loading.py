@@ -92,8 +92,8 @@ class RecordedModel(LightningModule, Part):
         """Loads a model that ``train.py``, or any trainer, has saved; it needs no argument but the path.
 
         A checkpoint is read as plain data, and is no code: the classes that it may name are those of this package, of
-        ``torch.nn`` and ``torch.optim``, and of the modules that you trust. A part that could not be recorded, such as
-        a network of your own, must be given again.
+        ``torch.nn`` and ``torch.optim``, and of the modules that you trust. A network of
+        your own whose arguments could not be recovered (:mod:`wae_lightning.recovery`) must be given again.
 
         Args:
             checkpoint_path: A path, a URL, or an open binary file.

@@ -51,7 +51,7 @@ class Part:
     """Base of everything that remembers the class and the arguments it was made with, subclasses included.
 
     It works through ``__new__``, which sees the arguments of the outermost class and leaves ``__init__`` as it is. A
-    subclass with a ``__new__`` of its own is not recorded.
+    subclass with a ``__new__`` of its own is not recorded. What is changed in a part after it was made is not noticed.
 
     Example:
         >>> class Shift(nn.Module, Part):  # your own network takes part in it with this one word

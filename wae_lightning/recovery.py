@@ -52,10 +52,10 @@ def recover(network: nn.Module, describe: Callable[[Any], Any]) -> dict[str, Any
         description = guess(network, describe)
         if description is None or is_unrecorded(description):
             return None
-        trust = sorted({path.partition(".")[0] for path in class_paths(description)})
+        trust = sorted({path.partition(".")[0] for path in class_paths(description)} - {"torch"})
         check_description(description, trust=trust)
         with _unnoticed():
-            again = build(description, trust)
+            again = build(description, trust).train(network.training)  # which tells when it was used last
         return description if same(network, again) else None
     except (Exception, SystemExit):  # constructors, properties and lazy parameters have exceptions of their own
         return None
