@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -174,6 +174,10 @@ class BatchDataModule(LightningDataModule, Part):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
+
+    def in_order(self, part: Literal["train", "val", "test"]) -> DataLoader[Any]:
+        """A loader of one of the three sets that shows each example once, always in the same order."""
+        return self._loader(self._placed(f"{part}_set"))
 
     def _loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         return DataLoader(dataset, batch_size=self.batch_size, **self._options(dataset))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,6 +86,10 @@ class HalfImageDataModule(ImageDataModule):
     def content(self) -> str | None:
         """What the whole images show, as their data module says."""
         return self.images.content
+
+    def names(self, part: Literal["train", "val", "test"]) -> list[str] | None:
+        """File names of the whole images of a set."""
+        return self.images.names(part)
 
     @property
     def observed_shape(self) -> tuple[int, int, int]:

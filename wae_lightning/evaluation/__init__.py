@@ -12,10 +12,11 @@ from typing import Any
 from wae_lightning import ConditionalWAE, PointNetWAE
 from wae_lightning.base import WAE
 from wae_lightning.evaluation.clouds import evaluate_clouds
+from wae_lightning.evaluation.codes import Codes, encode_batches
 from wae_lightning.evaluation.completions import evaluate_completions
 from wae_lightning.evaluation.images import evaluate_images
 
-__all__ = ["evaluate", "evaluate_clouds", "evaluate_completions", "evaluate_images"]
+__all__ = ["Codes", "encode_batches", "evaluate", "evaluate_clouds", "evaluate_completions", "evaluate_images"]
 
 
 def evaluate(

@@ -1,19 +1,77 @@
-"""How well the codes follow the prior."""
+"""The codes of a set, what their reconstructions cost, and how well the codes follow the prior."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wae_lightning.base import WAE
+from wae_lightning.drawing import evaluation_mode
 from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd_test
+from wae_lightning.training.inputs import check_range
 
-__all__ = ["compare_moments", "compare_with_prior"]
+__all__ = ["Codes", "compare_moments", "compare_with_prior", "encode_batches"]
 
 TEST_CODES = 1000
+
+
+class Codes(NamedTuple):
+    """What a model makes of a set."""
+
+    z: Tensor
+    """Codes without encoder noise, float32 (N, latent_dim)."""
+    cost: Tensor
+    """The model's reconstruction cost of each example, float32 (N,): high for what it has not learned to draw."""
+    labels: Tensor | None
+    """int64 (N, ...), if the batches have any."""
+
+
+@torch.no_grad()
+def encode_batches(model: WAE, batches: Iterable[Any]) -> Codes:
+    """Encodes and reconstructs a set, in evaluation mode.
+
+    Args:
+        model: Any model here; of a conditional one the cost is that of the hidden part.
+        batches: As the model takes them. Integers that stand last in a tuple, or under ``label`` or ``labels`` of a
+            dictionary, are the labels.
+
+    Returns:
+        Codes, costs and labels, on the CPU.
+
+    Raises:
+        ValueError: If there is no batch, or one does not fit the model.
+        FloatingPointError: If a batch holds numbers that are not finite.
+    """
+    codes, costs, labels = [], [], []
+    with evaluation_mode(model):
+        for number, batch in enumerate(batches, 1):
+            for x in model.tensors_in_range(batch):
+                check_range(x, model.input_range, f"batch {number}")
+            batch = model.transfer_batch_to_device(batch, model.device, 0)
+            z, reconstruction = model.predict_step(batch, 0)
+            inputs = model.inputs_of(batch)
+            target = inputs[-1] if isinstance(inputs, tuple) else inputs
+            codes.append(z.float().cpu())
+            costs.append(model.cost(target, reconstruction).float().cpu())
+            labels.append(_labels_of(batch, len(z)))
+    if not codes:
+        raise ValueError("there is nothing to encode: the set is empty")
+    known = [found for found in labels if found is not None]
+    return Codes(torch.cat(codes), torch.cat(costs), torch.cat(known) if len(known) == len(labels) else None)
+
+
+def _labels_of(batch: Any, count: int) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        last = next((batch[key] for key in ("label", "labels") if key in batch), None)
+    else:
+        last = batch[-1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    if not isinstance(last, Tensor) or last.is_floating_point() or not last.ndim or len(last) != count:
+        return None
+    return last.cpu().long()
 
 
 def compare_with_prior(part: str, z: Tensor, model: WAE) -> dict[str, float]:

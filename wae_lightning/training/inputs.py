@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
 
-__all__ = ["CheckInputs", "check_image_shape", "input_of"]
+__all__ = ["CheckInputs", "check_image_shape", "check_range", "input_of"]
 
 
 def input_of(batch: Any, key: str) -> Tensor:
@@ -52,8 +52,45 @@ def check_image_shape(x: Tensor, image_shape: Sequence[int]) -> None:
     )
 
 
+def check_range(x: Tensor, input_range: tuple[float, float] | None, where: str) -> None:
+    """Refuses numbers that are not finite, or lie outside of a range.
+
+    Raises:
+        FloatingPointError: If one is not finite.
+        ValueError: If one lies outside of the range, or they are no floats although there is one.
+    """
+    _check_type(x, input_range)
+    if x.numel():
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+        _check_ends(low, high, x.dtype, input_range, where)
+
+
+def _expected(input_range: tuple[float, float] | None) -> str:
+    low, high = input_range or (0, 1)
+    return f"the input must be floats in [{low:g}, {high:g}], like the decoder's output;"
+
+
+def _check_type(x: Tensor, input_range: tuple[float, float] | None) -> None:
+    if input_range is not None and not x.is_floating_point():
+        raise ValueError(f"{_expected(input_range)} got {x.dtype} of shape {tuple(x.shape)}")
+
+
+def _check_ends(
+    low: float, high: float, dtype: torch.dtype, input_range: tuple[float, float] | None, where: str
+) -> None:
+    if not (abs(low) < float("inf") and abs(high) < float("inf")):
+        raise FloatingPointError(
+            f"{where}: the batch itself is bad, it holds NaN or infinity: look at the data"
+        )
+    if input_range is not None and not input_range[0] <= low <= high <= input_range[1]:
+        raise ValueError(
+            f"{_expected(input_range)} got {dtype} in [{low:.4g}, {high:.4g}] in {where}: "
+            "scale the data, or give the model another input_range"
+        )
+
+
 class CheckInputs(Callback):
-    """Refuses inputs outside of the model's range, and inputs that are not finite, in training and evaluation.
+    """Refuses inputs outside of the model's range, and inputs that are not finite, in training, evaluation and prediction.
 
     On the CPU each batch is looked at; on other devices, where that would make the host wait, the first batch of each
     epoch, and the others together every ``log_every_n_steps`` batches and at the epoch's end.
@@ -71,17 +108,12 @@ class CheckInputs(Callback):
     def _look(self, trainer: Trainer, stage: str, batch: Any, batch_idx: int) -> None:
         number = trainer.fit_loop.total_batch_idx + 1 if stage == "training" else batch_idx + 1
         for x in self.inputs(batch):
-            if self.input_range is not None and not x.is_floating_point():
-                raise ValueError(f"{self._expected()} got {x.dtype} of shape {tuple(x.shape)}")
+            _check_type(x, self.input_range)
             if x.numel():
                 self._seen.append((number, torch.stack(x.detach().aminmax())))
         at_once = batch_idx == 0 or trainer.strategy.root_device.type == "cpu"
         if at_once or len(self._seen) >= (getattr(trainer, "log_every_n_steps", None) or 50):
             self._check(stage)
-
-    def _expected(self) -> str:
-        low, high = self.input_range or (0, 1)
-        return f"the input must be floats in [{low:g}, {high:g}], like the decoder's output;"
 
     def _check(self, stage: str) -> None:
         seen, self._seen = self._seen, []
@@ -89,15 +121,7 @@ class CheckInputs(Callback):
             return
         numbers = [number for number, _ in seen]
         for number, (low, high) in zip(numbers, torch.stack([found for _, found in seen]).tolist(), strict=True):
-            if not (abs(low) < float("inf") and abs(high) < float("inf")):
-                raise FloatingPointError(
-                    f"{stage} step {number}: the batch itself is bad, it holds NaN or infinity: look at the data"
-                )
-            if self.input_range is not None and not self.input_range[0] <= low <= high <= self.input_range[1]:
-                raise ValueError(
-                    f"{self._expected()} got {seen[0][1].dtype} in [{low:.4g}, {high:.4g}] in {stage} step {number}: "
-                    "scale the data, or give the model another input_range"
-                )
+            _check_ends(low, high, seen[0][1].dtype, self.input_range, f"{stage} step {number}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._look(trainer, "training", batch, batch_idx)
@@ -112,6 +136,11 @@ class CheckInputs(Callback):
     ) -> None:
         self._look(trainer, "test", batch, batch_idx)
 
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._look(trainer, "prediction", batch, batch_idx)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check("training")
 
@@ -120,3 +149,6 @@ class CheckInputs(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check("test")
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check("prediction")
