@@ -125,6 +125,13 @@ class CelebADataModule(CachedImageDataModule):
     def _cache(self) -> Cache:
         pictures = _pictures_folder(self.folder)
         if not pictures.is_dir():
+            packed = next(iter(sorted(self.root.glob("**/*.parquet"))), None)
+            if packed is not None:
+                raise ValueError(
+                    f"{packed}: CelebA as Parquet is not read. Write its pictures into a folder ("
+                    "for i, row in enumerate(datasets.load_dataset(...)['train']): row['image'].save(f'faces/{i}.png')"
+                    ") and train on that with --config folder_wae_mmd, or fetch pictures and lists as published"
+                )
             raise FileNotFoundError(
                 f"{pictures}: no such folder. Expected there the pictures 000001.jpg ..., and beside the folder "
                 "list_attr_celeba.txt and list_eval_partition.txt (or .csv). To get CelebA, run "

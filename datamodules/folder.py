@@ -20,7 +20,7 @@ from datamodules.cached_images import CachedImageDataModule, Pictures
 from datamodules.pictures import SUFFIXES, Crop, rgb
 from wae_lightning.lightning import rank_zero_info, rank_zero_warn
 
-__all__ = ["ImageFolderDataModule", "find_pictures", "sort_pictures"]
+__all__ = ["ImageFolderDataModule", "find_files", "sort_pictures"]
 
 _PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -152,7 +152,7 @@ class ImageFolderDataModule(CachedImageDataModule):
             raise FileNotFoundError(
                 f"{self.root}: no such folder. Expected a folder of pictures (root, --data.root DIR)"
             )
-        files, passed_over, idle = find_pictures(self.root, self.exclude)
+        files, passed_over, idle = find_files(self.root, self.exclude)
         if not files:
             raise FileNotFoundError(
                 f"{self.root}: no pictures. Expected .jpg, .png, .webp, .tif, .gif, .bmp or the like in this folder or "
@@ -208,16 +208,19 @@ class ImageFolderDataModule(CachedImageDataModule):
         return [name for name, _ in self._files[0]]
 
 
-def find_pictures(root: Path, exclude: Sequence[str]) -> tuple[list[tuple[str, os.stat_result]], int, list[str]]:
-    """Looks through a folder, and through what it links to, for pictures.
+def find_files(
+    root: Path, exclude: Sequence[str], endings: Sequence[str] = SUFFIXES
+) -> tuple[list[tuple[str, os.stat_result]], int, list[str]]:
+    """Looks through a folder, and through what it links to, for pictures, or files with other endings.
 
     Args:
         root: The folder.
         exclude: See :class:`ImageFolderDataModule`.
+        endings: How the names end, in lower case.
 
     Returns:
-        Path below ``root``, with ``/``, and ``stat`` of each picture, sorted; how many files were passed over because
-        they are no pictures or hidden; which patterns fit nothing.
+        Path below ``root``, with ``/``, and ``stat`` of each file, sorted; how many files were passed over because
+        they end otherwise or are hidden; which patterns fit nothing.
     """
     files: list[tuple[str, os.stat_result]] = []
     passed_over = 0
@@ -243,7 +246,7 @@ def find_pictures(root: Path, exclude: Sequence[str]) -> tuple[list[tuple[str, o
         )
         for name in names:
             path = os.path.join(folder, name)
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in endings:
                 passed_over += 1
             elif not excluded(prefix + name):
                 try:

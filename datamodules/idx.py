@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["find_idx_files", "read_idx"]
+__all__ = ["find_folders", "find_idx_files", "read_idx", "set_named_in"]
 
 _NAMES_OF_SETS = {
     "MNIST": {"mnist", "mnistdataset"},
@@ -76,8 +76,7 @@ def find_idx_files(root: Path, name: str, stems: tuple[str, ...]) -> dict[tuple[
     """Looks for the images and labels of a set in all the places where archives and mirrors leave them.
 
     Found are files of any case, with ``.`` or ``-`` before ``idx``, gzipped or not, also where each lies in a folder of
-    its own name. The folders, best first: ``root/NAME/raw`` (torchvision's), ``root/NAME``, ``root/raw`` and ``root``,
-    each with its sub-folders. A folder that bears the name of another of these sets is never entered.
+    its own name, in the folders of :func:`find_folders`.
 
     Args:
         root: The folder to look in.
@@ -92,19 +91,42 @@ def find_idx_files(root: Path, name: str, stems: tuple[str, ...]) -> dict[tuple[
         for stem in stems
         for kind, idx in (("images", "idx3"), ("labels", "idx1"))
     }
-    mine = [folder for folder in _folders(root, name) if _is_of(folder, name)]
-    for base in [*(folder / "raw" for folder in mine), *mine, root / "raw", root]:
-        # a root that is the folder of another set
-        if base in (root / "raw", root) and not _may_hold(root.resolve(), name):
-            continue
+    for files in find_folders(root, name):
         found: dict[tuple[str, str], Path] = {}
-        for path in [*_files(base), *(file for folder in _folders(base, name) for file in _files(folder))]:
+        for path in files:
             key = re.sub(r"\.gz$", "", path.name.lower()).replace(".", "-")
             if key in wanted:
                 found.setdefault(wanted[key], path)
         if found:
             return found
     return {}
+
+
+def find_folders(root: Path, name: str) -> Iterator[list[Path]]:
+    """The files of each folder in which a set may lie, and of the folders in it.
+
+    The folders, best first: ``root/NAME/raw`` (torchvision's), ``root/NAME``, ``root/raw`` and ``root``. One that bears
+    the name of another of these sets is never entered.
+
+    Args:
+        root: The folder to look in.
+        name: torchvision's name of the set.
+    """
+    mine = [folder for folder in _folders(root, name) if _is_of(folder, name)]
+    for base in [*(folder / "raw" for folder in mine), *mine, root / "raw", root]:
+        # a root that is the folder of another set
+        if base in (root / "raw", root) and not _may_hold(root.resolve(), name):
+            continue
+        yield [*_files(base), *(file for folder in _folders(base, name) for file in _files(folder))]
+
+
+def set_named_in(name: str) -> str | None:
+    """torchvision's name of the set that a file's name speaks of, if it speaks of one."""
+    plain = _plain(name)
+    for of_set in ("FashionMNIST", "KMNIST", "EMNIST", "MNIST"):  # in whose names the last one is found, too
+        if any(alias in plain for alias in _NAMES_OF_SETS[of_set]):
+            return of_set
+    return None
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from datamodules.base import check_seed, training_and_validation_rows
 from datamodules.idx import find_idx_files, read_idx
 from datamodules.images import ImageDataModule, Images
-from wae_lightning.lightning import rank_zero_info
+from datamodules.mnist_files import find_tables, read_table
+from wae_lightning.lightning import rank_zero_info, rank_zero_warn
 
 __all__ = ["BUNDLED_DIGITS", "MNISTDataModule"]
 
@@ -66,9 +67,11 @@ class MNISTDataModule(ImageDataModule):
     Args:
         root: Folder that holds torchvision's layout, for example ``root/MNIST/raw/train-images-idx3-ubyte``, or these
             files themselves; they may be gzipped, and be named and nested as archives and mirrors do
-            (:func:`datamodules.idx.find_idx_files`). None: use ``data/`` if the set lies there and otherwise, for
-            MNIST, the bundled sample of 10,000 training and 2,000 test digits; one line tells which. A root that is
-            given must hold the set.
+            (:func:`datamodules.idx.find_idx_files`). Or ``mnist.npz`` of Keras, CSV as on Kaggle (where there is no
+            test file with labels, ``val_fraction`` of the training images are the test set), Parquet as on Hugging
+            Face (needs pyarrow). None: use ``data/`` if the set lies there and otherwise, for MNIST, the bundled
+            sample of 10,000 training and 2,000 test digits; one line tells which. A root that is given must hold the
+            set.
         batch_size: Images per batch.
         num_workers: Worker processes of the DataLoader; 0 is fastest because a batch is one index operation.
         variant: ``mnist``, ``fashion``, ``kmnist`` or ``emnist-`` followed by ``balanced``, ``byclass``, ``bymerge``,
@@ -81,6 +84,7 @@ class MNISTDataModule(ImageDataModule):
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
         FileNotFoundError: If ``root`` holds no such set.
+        ModuleNotFoundError: If it holds Parquet files and pyarrow is not installed.
 
     Example:
         >>> digits = MNISTDataModule(batch_size=32)
@@ -132,25 +136,32 @@ class MNISTDataModule(ImageDataModule):
     def setup(self, stage: str = "fit") -> None:
         if hasattr(self, "test_set"):
             return
-        root = self.root or Path("data")
-        files = find_idx_files(root, _FOLDERS[self.variant], (*self._stems("train"), *self._stems("test")))
-        if not files and self.root is None and self.variant == "mnist":
+        root, name = self.root or Path("data"), _FOLDERS[self.variant]
+        files = find_idx_files(root, name, (*self._stems("train"), *self._stems("test")))
+        tables = {} if files else find_tables(root, name, self.variant.partition("-")[2])
+        if files:
+            train, test = self._read(files, "train"), self._read(files, "test")
+            folder = next(iter(files.values())).parent
+        elif tables:
+            train, test = self._read_tables(tables)
+            folder = next(iter(tables.values()))[0].parent
+        elif self.root is None and self.variant == "mnist":
             rank_zero_info(
                 "No MNIST under data/: using the bundled sample of 10,000 training and 2,000 test digits. "
                 "For the full set pass --data.root DIR or --data.download true."
             )
             train, test = (Images(*read_digits(BUNDLED_DIGITS, part)) for part in ("train", "test"))
+            folder = None
         else:
-            if not files:
-                raise FileNotFoundError(
-                    f"{root / _FOLDERS[self.variant] / 'raw'}: no such folder. Expected the IDX files of "
-                    f"{self.variant!r} there, in torchvision's layout, or in {root} itself; "
-                    "download=True (--data.download true) fetches them."
-                )
-            train, test = self._read(files, "train"), self._read(files, "test")
-            folder = next(iter(files.values())).parent
+            raise FileNotFoundError(
+                f"{root / name / 'raw'}: no such folder. Expected the IDX files of {self.variant!r} there, in "
+                f"torchvision's layout, or in {root} itself, or mnist.npz, CSV or Parquet files; download=True "
+                "(--data.download true) fetches them."
+            )
+        if folder is not None:
             rank_zero_info(f"Using {len(train):,} training and {len(test):,} test images from {folder}.")
         rows, val_rows = training_and_validation_rows(len(train), self.val_fraction, self.split_seed)
+        rows, val_rows = train.rows[rows], train.rows[val_rows]
         self.train_set = Images(train.images, train.labels, rows)
         self.val_set = Images(train.images, train.labels, val_rows)
         self.test_set = test
@@ -176,3 +187,22 @@ class MNISTDataModule(ImageDataModule):
         if len(images) != len(labels):
             raise ValueError(f"{paths[1]}: {len(labels)} labels for the {len(images)} images of {paths[0].name}")
         return Images(images.unsqueeze(1), labels.long())
+
+    def _read_tables(self, files: dict[str, list[Path]]) -> tuple[Images, Images]:
+        if "train" not in files:
+            raise FileNotFoundError(f"{files['test'][0]}: there is no file for training beside it")
+        images, labels = read_table(files["train"], "train")
+        if labels is None:
+            raise ValueError(f"{files['train'][0]}: it has no labels; expected a column called label")
+        test, of_test = read_table(files["test"], "test") if "test" in files else (None, None)
+        if test is not None and of_test is not None:
+            return Images(images, labels), Images(test, of_test)
+        # the test set of Kaggle's competition
+        why = (
+            f"{files['test'][0]} has no labels"
+            if "test" in files
+            else f"There is no test file beside {files['train'][0]}"
+        )
+        rows, test_rows = training_and_validation_rows(len(images), self.val_fraction, self.split_seed + 1)
+        rank_zero_warn(f"{why}: {len(test_rows):,} of the training images, drawn at random, are the test set instead.")
+        return Images(images, labels, rows), Images(images, labels, test_rows)

@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchvision.transforms.functional import to_pil_image
 
 from datamodules import MNISTDataModule
 from wae_lightning.cli import evaluate
@@ -213,3 +214,96 @@ def test_features_that_cannot_be_had_are_named(tmp_path, capsys, monkeypatch):
     assert printed == "no Inception features: no network. FID, KID, precision and recall are left out.\n"
     with pytest.raises(ValueError, match="no network"):
         image_measures.choose_features("inception", (3, 64, 64), None)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def write_pictures(folder, images):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        to_pil_image(image).save(folder / f"{number:04d}.png")
+    return folder
+
+
+def test_a_folder_is_measured_against_another_without_a_model(digits, tmp_path, capsys):
+    images, _ = digits
+    blurred = torch.nn.functional.avg_pool2d(images[500:900], 3, 1, 1)
+    real, samples = write_pictures(tmp_path / "real", images[:500]), write_pictures(tmp_path / "made", blurred)
+    out = tmp_path / "m.json"
+    folders = ["--real", str(real), "--samples", str(samples)]
+    evaluate.main([*folders, "--features=digits", "--out", str(out)])
+    found, features = json.loads(out.read_text()), DigitFeatures()
+    assert set(found) == {
+        *(f"{measure}_digits_400" for measure in ("fid", "kid", "precision", "recall")),
+        "sharpness_samples",
+        "sharpness_real",
+    }
+    eight_bits = (blurred * 255).byte().float() / 255
+    expected = frechet(features(images[:500]), features(eight_bits))
+    assert found["fid_digits_400"] == pytest.approx(expected, rel=1e-3)
+    assert found["sharpness_samples"] < found["sharpness_real"]
+    assert "resized" not in capsys.readouterr().out
+    # pictures of another size, in folders and of another kind
+    (real / "deep").mkdir()
+    to_pil_image(images[600].expand(3, -1, -1).repeat_interleave(2, 1).repeat_interleave(2, 2)).save(
+        real / "deep/x.jpg"
+    )
+    evaluate.main([*folders, "--features=digits"])
+    assert "Real pictures of other sizes are cut to the middle and resized to 28 x 28" in capsys.readouterr().out
+
+
+def test_wrong_folders_are_refused(digits, checkpoint, tmp_path, capsys):
+    images, _ = digits
+    real, few = write_pictures(tmp_path / "real", images[:5]), write_pictures(tmp_path / "few", images[:1])
+    mixed = write_pictures(tmp_path / "mixed", [*images[:3], torch.rand(1, 20, 30)])
+    broken = write_pictures(tmp_path / "broken", images[:3])
+    (broken / "0001.png").write_bytes(b"no picture")
+    for arguments, message in (
+        ([], "expected a checkpoint, or --real DIR and --samples DIR"),
+        (["--real", real], "--real DIR and --samples DIR belong together"),
+        ([checkpoint, "--real", real, "--samples", real], "belong together, without a checkpoint or --data"),
+        (["--real", real, "--samples", tmp_path / "none"], "none: no such folder"),
+        (["--real", few, "--samples", real], "few: expected at least 2 pictures, found 1"),
+        (["--real", real, "--samples", mixed], "expected pictures of one size, found 0000.png of 28 x 28 and 0003.png"),
+        (["--real", real, "--samples", broken], "0001.png: not a picture that can be read"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            evaluate.main(list(map(str, arguments)))
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@torch.no_grad()
+def test_a_model_of_another_range_is_measured_in_the_unit_range(checkpoint):
+    """The same networks, between maps from and to [-1, 1], have the same measures."""
+    model = load_model(checkpoint)
+    data = load_data(checkpoint, {})
+    expected = evaluate_images(model, data, num_samples=60)
+
+    class Wide(type(data)):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
+            return {"image": 2 * images - 1, "label": labels}
+
+    encoder, decoder = model.encoder, model.decoder
+    model.encoder = torch.nn.Sequential(Affine(0.5, 0.5), encoder)
+    model.decoder = torch.nn.Sequential(decoder, Affine(2.0, -1.0))
+    model.input_range = (-1.0, 1.0)
+    wide = Wide(val_fraction=data.val_fraction, batch_size=data.batch_size)
+    found = evaluate_images(model, wide, num_samples=60)
+    for name in ("mse", "psnr", "ssim", "fid_digits_60", "fid_digits_floor", "sharpness_samples", "sharpness_real"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+    model.input_range = None
+    assert {"cost", "test_codes_mmd"} <= evaluate_images(model, wide, num_samples=60).keys()
+
+
+class Affine(torch.nn.Module):
+    def __init__(self, factor, shift):
+        super().__init__()
+        self.factor, self.shift = factor, shift
+
+    def forward(self, x):
+        return self.factor * x + self.shift

@@ -1,5 +1,6 @@
 """generate.py: every kind of picture and file, from a lone checkpoint, and one sentence for each mistake."""
 
+import csv
 import io
 import zipfile
 from types import SimpleNamespace
@@ -9,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import ModelNet40DataModule
+from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, PointNetWAE
-from wae_lightning.cli.generate import draw, main, read_images, read_inputs, write_ply
-from wae_lightning.cli.load import load_model
+from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.cli.generate import draw, main, write_ply
+from wae_lightning.cli.inputs import read_images, read_inputs
+from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.priors import Normal
 
+GIVEN = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None)
 POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
 
 
@@ -158,7 +162,7 @@ def test_clouds_of_any_format_are_normalized_as_the_training_data_was(clouds, tm
             content["datamodule_hyper_parameters"]["normalization"] = how
         content["ModelNet40DataModule"] |= {"center": [1.0, 2.0, 3.0], "size": 4.0}
         torch.save(content, tmp_path / "model.ckpt")
-        read = read_inputs([path], tmp_path / "model.ckpt", PointNetWAE(latent_dim=4), (64, 3))
+        read = read_inputs([path], tmp_path / "model.ckpt", PointNetWAE(latent_dim=4, num_points=64))
         torch.testing.assert_close(read[0], torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=1e-5)
 
 
@@ -186,7 +190,7 @@ def test_a_trained_set_normalizes_inputs_by_its_own_size(trained, tmp_path):
     data.setup()
     points = torch.randn(1, 64, 3).double()
     np.save(tmp_path / "a.npy", points.numpy())
-    read = read_inputs([tmp_path / "a.npy"], checkpoint, PointNetWAE(latent_dim=4), (64, 3))
+    read = read_inputs([tmp_path / "a.npy"], checkpoint, PointNetWAE(latent_dim=4, num_points=64))
     expected = (points - torch.tensor(data.moments["center"])) / data.moments["size"]
     torch.testing.assert_close(read, expected.float())
 
@@ -221,9 +225,116 @@ def test_a_conditional_model_completes_pictures(conditional, tmp_path):
     assert not torch.equal(rows[:, 1, :, 14:], rows[:, 2, :, 14:])
 
 
+# ---- codes -----------------------------------------------------------------------------------------------------------
+
+
+def absolute_error(x, y):
+    """The default model's cost, by its definition."""
+    return 0.05 * (x - y).abs().flatten(1).sum(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_codes_of_the_data_of_the_checkpoint(digits, tmp_path, part):
+    out = tmp_path / "new" / "codes.npz"
+    main([str(digits), "--what", "codes", "--part", part, "--data.batch_size=301", "--out", str(out)])
+    with np.load(out, allow_pickle=False) as file:
+        assert set(file.files) == {"z", "cost", "labels"}
+        found = {name: torch.from_numpy(file[name]) for name in file.files}
+    data = MNISTDataModule(val_fraction=0.08334)
+    data.setup("fit")
+    images, labels = getattr(data, f"{part}_set").__getitems__(range(len(found["z"])))
+    assert len(found["z"]) == len(getattr(data, f"{part}_set"))
+    model, x = load_model(digits), images[:50].float() / 255
+    torch.testing.assert_close(found["z"][:50], model.encode(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["cost"][:50], absolute_error(x, model(x)), atol=1e-3, rtol=1e-4)
+    assert torch.equal(found["labels"], labels.long())
+    assert [path.name for path in out.parent.iterdir()] == ["codes.npz"]
+
+
+@torch.no_grad()
+def test_codes_of_a_folder(digits, tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = {}
+    for name in ("b/1.png", "a/2.png", "a/deep/3.png", "0.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pictures[name] = rng.integers(0, 256, (28, 28), np.uint8)
+        Image.fromarray(pictures[name]).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    np.savez(tmp_path / "in" / "more.npz", samples=rng.random((2, 1, 28, 28), np.float32))
+    flags = ["--what=codes", f"--inputs={tmp_path / 'in'}"]
+    main([str(digits), *flags, f"--out={tmp_path / 'c.csv'}"])
+    main([str(digits), *flags, f"--out={tmp_path / 'c.npz'}"])
+    with (tmp_path / "c.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["0.png", "a/2.png", "a/deep/3.png", "b/1.png", "more.npz[0]", "more.npz[1]"]
+    assert [row["name"] for row in rows] == names
+    assert [row["label"] for row in rows] == ["-1", "0", "0", "1", "-1", "-1"]
+    assert [row["class"] for row in rows] == ["", "a", "a", "b", "", ""]
+    model = load_model(digits)
+    for name, row in zip(names[:4], rows, strict=False):
+        x = torch.tensor(pictures[name])[None, None] / 255
+        assert [float(row[f"z{i}"]) for i in range(16)] == pytest.approx(model.encode(x)[0].tolist(), abs=1e-4)
+        assert float(row["cost"]) == pytest.approx(absolute_error(x, model(x)).item(), rel=1e-4)
+    with np.load(tmp_path / "c.npz") as file:
+        assert file["names"].tolist() == names
+        assert file["class_names"].tolist() == ["a", "b"]
+        assert file["cost"].tolist() == pytest.approx([float(row["cost"]) for row in rows])
+    # one picture, given by its path, has no label
+    main([str(digits), "--what=codes", f"--inputs={tmp_path / 'in/0.png'}", f"--out={tmp_path / 'c.csv'}"])
+    header, row = (tmp_path / "c.csv").read_text().splitlines()
+    assert header == ",".join(["name", "cost", *(f"z{i}" for i in range(16))])
+    assert row.startswith(f"{tmp_path / 'in/0.png'},")
+
+
+@torch.no_grad()
+def test_codes_of_clouds_and_of_halves(clouds, conditional, tmp_path):
+    main([str(clouds), "--what", "codes", "--out", str(tmp_path / "c.npz")])
+    model = load_model(clouds)
+    data = load_data(clouds, {})
+    data.setup("test")
+    points, labels = data.test_set.__getitems__(range(5))
+    with np.load(tmp_path / "c.npz") as file:
+        assert file["labels"][:5].tolist() == labels.tolist()
+        assert file["class_names"].tolist() == data.class_names
+        z, cost = torch.from_numpy(file["z"][:5]), torch.from_numpy(file["cost"][:5])
+    torch.testing.assert_close(z, model.encode(points), atol=1e-4, rtol=1e-4)
+    squared = (points[:, :, None] - model(points)[:, None]).square().sum(-1)
+    chamfer = squared.amin(2).mean(1) + squared.amin(1).mean(1)
+    torch.testing.assert_close(cost, model.cost.scale * chamfer, atol=1e-4, rtol=1e-3)
+    np.savez(tmp_path / "in.npz", samples=np.random.default_rng(0).random((3, 1, 28, 28), np.float32))
+    for source in ([], ["--inputs", str(tmp_path / "in.npz")]):
+        main([str(conditional), "--what", "codes", *source, "--out", str(tmp_path / "h.npz")])
+        with np.load(tmp_path / "h.npz") as file:
+            assert len(file["z"]) == len(file["cost"]) == (3 if source else 2000)
+            assert ("labels" in file.files) != bool(source)
+
+
+@torch.no_grad()
+def test_pictures_of_a_model_of_another_range(tmp_path):
+    """What is read is scaled to the model's range, what is written back to [0, 1]."""
+    model = WAEMMD(
+        encoder=torch.nn.Flatten(), decoder=torch.nn.Unflatten(1, (1, 4, 4)), latent_dim=16, input_range=(-1, 1)
+    )
+    Image.fromarray(np.full((4, 4), 51, np.uint8)).save(tmp_path / "fifth.png")
+    assert read_inputs([tmp_path / "fifth.png"], tmp_path, model).flatten().tolist() == pytest.approx([-0.6] * 16)
+    rows = in_unit_range(model, draw(model, "reconstruction", [tmp_path / "fifth.png"], GIVEN))
+    assert rows.flatten().tolist() == pytest.approx([0.2] * 32)
+    model.input_range = None
+    with pytest.raises(ValueError, match="input_range is None, so nobody knows how its pictures were scaled"):
+        read_inputs([tmp_path / "fifth.png"], tmp_path, model)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--what", "codes", "--out", "a.png"], "--out a.png: expected .npz or .csv for --what codes"),
+        (["--what", "codes", "--num_samples", "3"], "--num_samples has no meaning for --what codes"),
+        (["--what", "codes", "--data.rot=x"], "--data.rot: MNISTDataModule takes batch_size, "),
+        (["--what", "codes", "--data.root=x", "--inputs", "text.png"], "either --inputs or --data.NAME say what is"),
+        (["--what", "codes", "--inputs", "empty"], "--inputs empty: there is no file in this folder that ends as"),
+        (["--data.root", "x"], "--data.root has no meaning for --what samples"),
+        (["--part", "val"], "--part has no meaning for --what samples"),
         (["--num_samples", "0"], "--num_samples must be at least 1, got 0"),
         (["--what", "interpolation", "--steps", "1"], "--steps must be at least 2, got 1"),
         (["--what", "interpolation", "--num_samples", "1"], "needs at least 2 inputs or samples, got 1"),
@@ -250,6 +361,7 @@ def test_a_conditional_model_completes_pictures(conditional, tmp_path):
 )
 def test_mistakes_end_in_one_sentence(digits, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     for name in ("text.png", "text.npz"):
         (tmp_path / name).write_text("no picture")
     Image.fromarray(np.full((9, 9), 7.5, dtype=np.float32)).save("bright.tif")
@@ -286,8 +398,7 @@ def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_traversal_goes_as_far_as_the_prior(scale):
     model = WAEMMD(encoder=torch.nn.Flatten(), decoder=torch.nn.Unflatten(1, (1, 1, 2)), prior=Normal(2, scale))
-    given = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior")
-    rows = draw(model, "traversal", [], given)
+    rows = draw(model, "traversal", [], GIVEN)
     way = [scale * step for step in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     assert rows[0].flatten(1).tolist() == [[x, 0] for x in way]
     assert rows[1].flatten(1).tolist() == [[0, x] for x in way]

@@ -1,14 +1,18 @@
 """MNISTDataModule: the IDX format, the bundled digits, and what happens to bad files."""
 
 import gzip
+import io
 import struct
+import sys
 import tracemalloc
+import warnings
 
 import h5py
 import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from datamodules import MNISTDataModule
 from datamodules.idx import find_idx_files, read_idx
@@ -244,6 +248,181 @@ def test_gzipped_file_that_claims_or_holds_too_much_is_not_unpacked(tmp_path):
         read_idx(path, 3)
     assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()
+
+
+# ---- NumPy archives, tables, Parquet ---------------------------------------------------------------------------------
+
+
+def numbers_of_set(count=(50, 20)):
+    """Random digits: (images (N, 28, 28), labels) for training and for the test."""
+    rng = np.random.default_rng(0)
+    return {
+        part: (rng.integers(0, 256, (n, 28, 28), np.uint8), rng.integers(0, 10, n, np.uint8))
+        for part, n in zip(("train", "test"), count, strict=True)
+    }
+
+
+def write_csv(path, images, labels=None, header=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = images.reshape(-1, 784) if labels is None else np.column_stack([labels, images.reshape(-1, 784)])
+    lines = [header] * bool(header) + [",".join(map(str, row)) for row in rows]
+    text = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+
+
+PIXELS = ",".join(f"pixel{i}" for i in range(784))
+PLACES = ",".join(f"{i}x{j}" for i in range(1, 29) for j in range(1, 29))
+CSV_FORMS = {
+    "mnist_{part}.csv": f"label,{PLACES}",  # Kaggle
+    "{part}.csv": f"label,{PIXELS}",
+    "archive/MNIST_{part}.csv": f"\ufefflabel,{PLACES}",
+    "mnist_{part}.csv.gz": None,  # without names of columns
+    "{part}/digits.csv": f'"label",{PLACES}',
+}
+
+
+def write_npz(root, form, numbers):
+    root.mkdir(parents=True, exist_ok=True)
+    if form == "keras":
+        arrays = {f"{x}_{part}": numbers[part][i] for part in numbers for i, x in enumerate("xy")}
+        np.savez_compressed(root / "mnist.npz", **arrays)
+    else:
+        for part in numbers:
+            np.savez_compressed(root / f"kmnist-{part}-imgs.npz", numbers[part][0])
+            np.savez_compressed(root / f"kmnist-{part}-labels.npz", numbers[part][1])
+
+
+def write_parquet(path, images, labels, column="image"):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    parquet.write_table(pa.table({column: pictures, "label": labels.astype(np.int64)}), path)
+
+
+def assert_holds(data, numbers):
+    data.setup("fit")
+    images, labels = numbers["train"]
+    assert np.array_equal(data.train_set.images[:, 0], images)
+    assert data.train_set.labels.tolist() == labels.tolist()
+    assert np.array_equal(data.test_set.images[:, 0], numbers["test"][0])
+    assert data.test_set.labels.tolist() == numbers["test"][1].tolist()
+    assert data.train_set.labels.dtype == torch.int64
+    assert sorted([*data.train_set.rows.tolist(), *data.val_set.rows.tolist()]) == list(range(len(images)))
+
+
+@pytest.mark.parametrize("form", CSV_FORMS)
+def test_tables_of_pixels(tmp_path, form):
+    numbers = numbers_of_set()
+    for part, (images, labels) in numbers.items():
+        write_csv(tmp_path / form.format(part=part), images, labels, CSV_FORMS[form])
+    assert_holds(MNISTDataModule(tmp_path), numbers)
+
+
+@pytest.mark.parametrize("form", ["keras", "kmnist"])
+def test_numpy_archives(tmp_path, form):
+    numbers = numbers_of_set()
+    write_npz(tmp_path / "datasets", form, numbers)
+    assert_holds(MNISTDataModule(tmp_path, variant="mnist" if form == "keras" else "kmnist"), numbers)
+
+
+@pytest.mark.parametrize(
+    ("names", "column"),
+    [
+        ("{part}-00000-of-00001.parquet", "image"),
+        ("mnist/{part}-00000-of-00001.parquet", "image"),
+        ("data/{part}-00000-of-00001-b42a.parquet", "img"),
+        ("mnist/{part}/0000.parquet", "image"),
+    ],
+)
+def test_parquet_of_hugging_face(tmp_path, names, column):
+    numbers = numbers_of_set((30, 10))
+    for part, (images, labels) in numbers.items():
+        write_parquet(tmp_path / names.format(part=part), images, labels, column)
+    assert_holds(MNISTDataModule(tmp_path), numbers)
+
+
+def test_parquet_in_two_files(tmp_path):
+    numbers = numbers_of_set((30, 10))
+    for number, rows in enumerate((slice(20), slice(20, 30))):
+        images, labels = (x[rows] for x in numbers["train"])
+        write_parquet(tmp_path / f"train-{number:05d}-of-00002.parquet", images, labels)
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", *numbers["test"])
+    assert_holds(MNISTDataModule(tmp_path), numbers)
+
+
+def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for part in ("train", "test"):
+        (tmp_path / f"{part}-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ModuleNotFoundError, match=r"train-.*: pip install pyarrow, or take the set as IDX"):
+        MNISTDataModule(tmp_path).setup("fit")
+
+
+def test_kaggles_competition_has_no_labels_for_its_test(tmp_path):
+    images, labels = numbers_of_set()["train"]
+    write_csv(tmp_path / "train.csv", images, labels, f"label,{PIXELS}")
+    write_csv(tmp_path / "test.csv", images[:7], None, PIXELS)
+    (tmp_path / "sample_submission.csv").write_text("ImageId,Label\n1,0\n")
+    data = MNISTDataModule(tmp_path, val_fraction=0.2)
+    with pytest.warns(
+        UserWarning, match=r"test.csv has no labels: 10 of the training images, drawn at random, are the"
+    ):
+        data.setup("fit")
+    parts = [part.rows.tolist() for part in (data.train_set, data.val_set, data.test_set)]
+    assert [len(rows) for rows in parts] == [32, 8, 10]
+    assert sorted(row for rows in parts for row in rows) == list(range(50))
+    assert np.array_equal(data.test_set.images[:, 0], images)
+
+
+def test_tables_of_one_set_are_not_taken_for_another(tmp_path):
+    numbers, others = numbers_of_set(), numbers_of_set((30, 10))
+    for part in ("train", "test"):
+        write_csv(tmp_path / f"mnist_{part}.csv", *numbers[part])
+        write_csv(tmp_path / f"fashion-mnist_{part}.csv", *others[part])
+        write_csv(tmp_path / f"emnist-letters-{part}.csv", *others[part])
+    assert_holds(MNISTDataModule(tmp_path), numbers)
+    assert_holds(MNISTDataModule(tmp_path, variant="fashion"), others)
+    assert_holds(MNISTDataModule(tmp_path, variant="emnist-letters"), others)
+    for variant in ("kmnist", "emnist-digits"):
+        with pytest.raises(FileNotFoundError, match=f"Expected the IDX files of '{variant}'"):
+            MNISTDataModule(tmp_path, variant=variant).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.csv", b"label,pixel0\n5,0\n", "expected a label and 784 pixels in each line, found 2 numbers"),
+        ("train.csv", b"", "train.csv: "),
+        ("train.csv", b"label,a\n1,x\n", "not a table of whole numbers"),
+        ("train.csv", b"1," + b"999," * 783 + b"0\n", "expected pixels from 0 to 255"),
+        ("train.csv", b",".join([b"0"] * 784) + b"\n", "train.csv: it has no labels"),
+        ("train.csv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\3ab", "not a table of whole numbers"),
+        ("mnist.npz", b"PK no archive", "mnist.npz: not an NPZ file of plain arrays"),
+        ("mnist.npz", {"x": np.zeros((2, 28, 28))}, "expected arrays x_train and y_train"),
+        ("mnist.npz", {"x_train": np.zeros((2, 8, 8)), "y_train": np.zeros(2)}, "images of 28 x 28, found"),
+        ("mnist.npz", {"x_train": np.zeros((2, 28, 28)), "y_train": np.zeros(3)}, "3 labels for 2 images"),
+        ("mnist.npz", {"x_train": np.full((2, 28, 28), 0.5), "y_train": np.zeros(2)}, "found fractions up to 0.5"),
+        ("mnist.npz", {"x_train": np.array([{}]), "y_train": np.zeros(1)}, "not an NPZ file of plain arrays"),
+        ("train.parquet", b"PAR1 no more", "train.parquet: not a Parquet file"),
+    ],
+)  # fmt: skip
+def test_damaged_tables_are_refused_by_name(tmp_path, name, content, message):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    if isinstance(content, dict):
+        np.savez(tmp_path / name, **content)
+    else:
+        (tmp_path / name).write_bytes(content)
+    warnings.simplefilter("ignore")  # NumPy's, of a table without a line; pytest takes it back
+    with pytest.raises(ValueError, match=message) as caught:
+        MNISTDataModule(tmp_path).setup("fit")
+    assert str(tmp_path / name) in str(caught.value)
 
 
 def test_downloads_go_through_torchvision(tmp_path, monkeypatch):

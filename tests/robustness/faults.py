@@ -622,8 +622,8 @@ _FAULTS = {
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (
-            "extract_features(read_training_images(data, sum(sizes), model.device), extractor)",
-            "extract_features(read_test_images(data), extractor)",
+            "features_of(read_training_images(data, sum(sizes), model.device, model.input_key))",
+            "features_of(read_test_images(data))",
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (
@@ -647,13 +647,13 @@ _FAULTS = {
             "evaluation::test_pictures_and_codes_are_measured_as_defined",
         ),
         (
-            "measure_sharpness(model(x) for x in read_test_images(data, model.device))",
-            "measure_sharpness(read_test_images(data))",
+            "(model(x) for x in read_test_images(data, model.device, model.input_key))",
+            "read_test_images(data)",
             "evaluation::test_pictures_and_codes_are_measured_as_defined",
         ),
         (
-            "measure_sharpness(read_test_images(data))",
-            "measure_sharpness(model.sample(n, generator) for n in sizes)",
+            "measure_sharpness(shown(model, read_test_images(data, key=model.input_key)))",
+            "measure_sharpness(shown(model, (model.sample(n, generator) for n in sizes)))",
             "evaluation::test_pictures_and_codes_are_measured_as_defined",
         ),
         (

@@ -43,7 +43,7 @@ from datamodules.idx import read_idx
 from datamodules.mnist import read_digits
 from datamodules.pictures import read_picture
 from wae_lightning import WAEMMD
-from wae_lightning.cli import generate
+from wae_lightning.cli import inputs
 from wae_lightning.cli.errors import explain_mistake
 from wae_lightning.cli.flags import complete_flags, config_file
 from wae_lightning.cli.load import load_data, load_model
@@ -422,8 +422,8 @@ READERS = {
     ),
     "checkpoints": Reader(write_checkpoint, read_checkpoint, wrong_checkpoint),
     "YAML configs": Reader(write_configs, read_config, is_text=True, names_the_file=False),
-    "NPZ": Reader(write_npz, lambda path: generate.read_images(path, (1, 28, 28)), wrong_npz),
-    "pictures": Reader(write_pictures, lambda path: generate.read_images(path, (1, 28, 28))),
+    "NPZ": Reader(write_npz, lambda path: inputs.read_images(path, (1, 28, 28)), wrong_npz),
+    "pictures": Reader(write_pictures, lambda path: inputs.read_images(path, (1, 28, 28))),
 }
 
 

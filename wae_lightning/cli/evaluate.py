@@ -8,6 +8,8 @@ Features of digits are those of the digit classifier that comes with the package
 network; keys say which, and how many samples (``fid_digits_10k``). Values compare only under one key. ``floor`` is what
 real training images score against the test images. The data set is the one that the checkpoint was trained on;
 ``--data.root DIR`` and the like change its arguments. Prints a table and, with --out, writes it as JSON.
+
+``evaluate.py --real DIR --samples DIR`` measures a folder of pictures from any source against one of real ones.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint
+from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["main"]
 
@@ -30,7 +37,9 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ckpt", type=Path, help="checkpoint written by train.py, or its run's folder")
+    parser.add_argument("ckpt", type=Path, nargs="?", help="checkpoint written by train.py, or its run's folder")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="without CKPT: folder of real pictures")
+    parser.add_argument("--samples", type=Path, metavar="DIR", help="without CKPT: folder of generated pictures")
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], help="more checkpoints, a column of the table each"
     )
@@ -43,20 +52,21 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
-    known, rest = parser.parse_known_args(arguments)
-    overrides: dict[str, str] = {}
-    remaining = iter(rest)
-    for argument in remaining:
-        flag, equals, value = argument.partition("=")
-        if not flag.startswith("--data."):
-            parser.error(f"unknown argument {flag}")
-        overrides[flag.removeprefix("--data.")] = value if equals else next(remaining, "")
-
+    known, overrides = read_overrides(parser, arguments)
     try:
         if known.num_samples < 2:
             raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
-        paths = [find_checkpoint(path) for path in (known.ckpt, *known.beside)]
-        rows = measure(paths, overrides, known)
+        folders = known.real, known.samples
+        paths: list[Path] = []
+        if any(folders):
+            if known.ckpt or known.beside or overrides or not all(folders):
+                raise UsageError("--real DIR and --samples DIR belong together, without a checkpoint or --data")
+            rows = [measure_folders(*folders, known)]
+        else:
+            if known.ckpt is None:
+                raise UsageError("expected a checkpoint, or --real DIR and --samples DIR")
+            paths = [find_checkpoint(path) for path in (known.ckpt, *known.beside)]
+            rows = measure(paths, overrides, known)
         if known.out:
             write_json(paths, rows, known.out)
     except (FileNotFoundError, ValueError) as error:
@@ -89,14 +99,69 @@ def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namesp
     ]
 
 
+def measure_folders(real: Path, samples: Path, known: argparse.Namespace) -> dict[str, float]:
+    """Measures a folder of generated pictures against one of real ones, which are read in the size of the former."""
+    import torch
+    from PIL import Image
+
+    from datamodules.folder import find_files
+    from datamodules.pictures import read_picture
+    from wae_lightning.cli.device import choose_device
+    from wae_lightning.evaluation import compare_pictures
+
+    warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
+
+    def listed(flag: str, folder: Path) -> tuple[list[Path], dict[tuple[int, int], Path], set[str]]:
+        """The pictures of a folder, one of each size, and their modes."""
+        if not folder.is_dir():
+            raise UsageError(f"{flag} {folder}: no such folder")
+        paths = [folder / name for name, _ in find_files(folder, [])[0]]
+        if len(paths) < 2:
+            raise UsageError(f"{flag} {folder}: expected at least 2 pictures, found {len(paths)}")
+        sizes: dict[tuple[int, int], Path] = {}
+        modes: set[str] = set()
+        for path in paths:
+            try:
+                with Image.open(path) as picture:
+                    sizes.setdefault(picture.size, path)
+                    modes.add(picture.mode)
+            except OSError:
+                read_picture(path, (3, 1, 1))  # says what is wrong with it
+        return paths, sizes, modes
+
+    of_real, real_sizes, _ = listed("--real", real)
+    of_samples, sizes, modes = listed("--samples", samples)
+    if len(sizes) > 1:
+        first, second = (f"{path.name} of {size[0]} x {size[1]}" for size, path in list(sizes.items())[:2])
+        raise UsageError(f"--samples {samples}: expected pictures of one size, found {first} and {second}")
+    ((width, height),) = sizes
+    shape = (1 if modes <= {"1", "L"} else 3, height, width)
+    if set(real_sizes) != {(width, height)}:
+        print(f"Real pictures of other sizes are cut to the middle and resized to {width} x {height}, as for training.")
+
+    def batches(paths: list[Path]) -> Iterator[Tensor]:
+        for start in range(0, len(paths), 500):
+            yield torch.stack([torch.tensor(read_picture(path, shape)) for path in paths[start : start + 500]]) / 255
+
+    torch.manual_seed(known.seed)
+    return compare_pictures(
+        lambda: batches(of_real),
+        lambda: batches(of_samples),
+        known.features,
+        known.inception_weights,
+        device=choose_device(known.accelerator),
+    )
+
+
 def write_json(paths: list[Path], rows: list[dict[str, float]], out: Path) -> None:
     """Writes the measures of the first checkpoint, and those of the others under ``beside``; never half a file.
 
     Raises:
         UsageError: If the file cannot be written.
     """
-    beside = {str(path): row for path, row in zip(paths[1:], rows[1:], strict=True)}
-    content = {"checkpoint": paths[0].name, **rows[0]} | ({"beside": beside} if beside else {})
+    beside = {str(path): row for path, row in zip(paths[1:], rows[1:], strict=False)}
+    checkpoint = {"checkpoint": paths[0].name} if paths else {}
+    content = checkpoint | rows[0] | ({"beside": beside} if beside else {})
     unfinished = out.with_name(f".{out.name}.part")
     try:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")

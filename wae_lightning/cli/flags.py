@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import textwrap
@@ -24,6 +25,7 @@ __all__ = [
     "describe_configs",
     "find_checkpoint",
     "list_flags",
+    "read_overrides",
 ]
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -156,6 +158,21 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
     # the config.yaml that a run has saved names that run
     name = path.stem if path.stem != "config" else path.resolve().parents[1].name
     return [*(f"--config={config}" for config in configs), *full], name
+
+
+def read_overrides(
+    parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parses a command line on which ``--data.NAME VALUE`` stands for arguments of the data module, returned apart."""
+    known, rest = parser.parse_known_args(arguments)
+    overrides: dict[str, str] = {}
+    remaining = iter(rest)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--data."):
+            parser.error(f"unknown argument {flag}")
+        overrides[flag.removeprefix("--data.")] = value if equals else next(remaining, "")
+    return known, overrides
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -5,12 +5,16 @@
 --what interpolation    from one input, or sample, to the next, --steps points on each line
 --what traversal        one latent dimension after the other from -2 to 2 times the prior's scale, a row for each
 --what completion       a conditional model's answers to the observed part of each input
+--what codes            code, reconstruction cost (an anomaly score) and, where there are any, label and name of each
+                        input, or of each example of --part of the data that the checkpoint was trained on; --data.root
+                        DIR and the like change its arguments. --out is .npz (z, cost, labels, names) or .csv
 
 The ending of --out says how it is written: .png a picture of all, .gif frames of an interpolation, .npz the array
 ``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)), .ply one point cloud, no ending a folder with a
 PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the middle and resized to the model's
-size, or files .npz with an array ``samples``. Of point clouds they are meshes or points (.off, .ply, .npy, .npz, .txt),
-turned as the training data was, and are normalized as that was. Nothing but the checkpoint is needed.
+size, files .npz with an array ``samples``, or folders of them. Of point clouds they are meshes or points (.off, .ply,
+.npy, .npz, .txt), turned as the training data was, and are normalized as that was. Nothing but the checkpoint is
+needed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import argparse
 import math
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,14 +34,14 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from datamodules.clouds import read_cloud
-from datamodules.pictures import read_picture
-from wae_lightning import WAE, ConditionalWAE, PointNetWAE
+from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.callbacks import draw_point_sets
-from wae_lightning.checkpoints import read_checkpoint
+from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.cli.codes import write_codes
 from wae_lightning.cli.device import choose_device
 from wae_lightning.cli.errors import UsageError
-from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint
+from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
+from wae_lightning.cli.inputs import read_inputs
 from wae_lightning.cli.load import import_modules, load_model
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.work import codes_at_once
@@ -46,99 +49,7 @@ from wae_lightning.work import codes_at_once
 __all__ = ["main"]
 
 BATCH = 500
-WHAT = ("samples", "reconstruction", "interpolation", "traversal", "completion")
-
-
-# ---- inputs ---------------------------------------------------------------------------------------------------------
-
-
-def read_array(path: Path, shape: tuple[int | None, ...]) -> Tensor:
-    """Reads ``samples`` of an NPZ file as float32 (N, *shape); None stands for any size.
-
-    Raises:
-        UsageError: If there is no such array.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no ZIP file")
-        with np.load(path, allow_pickle=False) as file:
-            if "samples" not in file:
-                raise UsageError(f"{path}: expected an array named samples, found {', '.join(file) or 'none'}")
-            array = np.asarray(file["samples"])  # bytes, if the file in the archive is no array
-    except UsageError:
-        raise
-    except Exception as error:  # zipfile, zlib, numpy and ast each have exceptions of their own
-        raise UsageError(f"{path}: not an NPZ file of plain arrays ({error})") from None
-    wanted = " x ".join(["N", *("any" if size is None else str(size) for size in shape)])
-    fits = array.ndim == len(shape) + 1 and all(
-        size in (None, found) for size, found in zip(shape, array.shape[1:], strict=False)
-    )
-    if not fits or not len(array) or array.dtype.kind not in "fiu":
-        found = " x ".join(map(str, array.shape))
-        raise UsageError(f"{path}: expected numbers of shape {wanted}, found {array.dtype} of {found}")
-    samples = torch.from_numpy(array.astype(np.float32))
-    if not samples.isfinite().all():
-        raise UsageError(f"{path}: its numbers must be finite")
-    return samples
-
-
-def read_images(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Reads a picture, or an NPZ file, as floats in [0, 1] of shape (N, *shape)."""
-    if path.suffix == ".npz":
-        images = read_array(path, shape)
-        if images.min() < 0 or images.max() > 1:
-            raise UsageError(f"{path}: images must lie in [0, 1], found [{images.min():.4g}, {images.max():.4g}]")
-        return images
-    channels, height, width = shape
-    try:
-        picture = read_picture(path, (channels, height, width))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return torch.tensor(picture).unsqueeze(0).float() / 255
-
-
-def read_normalization(ckpt: Path) -> dict[str, Any]:
-    """Reads how the training clouds of a checkpoint were normalized, as arguments of ``read_cloud``.
-
-    Raises:
-        UsageError: If they were normalized by numbers that the checkpoint does not hold.
-    """
-    checkpoint = read_checkpoint(ckpt)
-    arguments = checkpoint.get("datamodule_hyper_parameters")
-    how = arguments.get("normalization", "unit_sphere") if isinstance(arguments, dict) else "unit_sphere"
-    if how != "whole_set":
-        return {"normalization": how}
-    for state in checkpoint.values():  # that of the data module stands under the name of its class
-        center, size = (state.get(name) if isinstance(state, dict) else None for name in ("center", "size"))
-        numbers = [*center, size] if isinstance(center, list) else []
-        if len(numbers) == 4 and all(isinstance(n, float) and math.isfinite(n) for n in numbers) and numbers[3] > 0:
-            return {"normalization": how, "center": center, "size": size}
-    raise UsageError(
-        f"{ckpt}: its training clouds were normalized as whole_set, by a center and a size that it does not hold: "
-        "--inputs cannot be"
-    )
-
-
-def read_inputs(paths: list[Path], ckpt: Path, model: WAE, shape: tuple[int, ...]) -> Tensor:
-    """Reads all inputs of a model, which comes from ``ckpt``, with outputs of ``shape``.
-
-    Raises:
-        UsageError: If a file is missing or cannot be an input of the model.
-        ValueError: If a file is damaged, or is not what its ending says.
-    """
-    if not paths:
-        raise UsageError("--inputs FILE ... is needed for this")
-    for path in paths:
-        if not path.is_file():
-            raise UsageError(f"--inputs {path}: no such file")
-    if isinstance(model, PointNetWAE):
-        normalization = read_normalization(ckpt)
-        parts = [read_cloud(path, shape[0], **normalization) for path in paths]
-    else:
-        parts = [read_images(path, shape) for path in paths]
-    if len({part.shape[1:] for part in parts}) > 1:
-        raise UsageError("--inputs: all point clouds must have the same number of points")
-    return torch.cat(parts)
+WHAT = ("samples", "reconstruction", "interpolation", "traversal", "completion", "codes")
 
 
 # ---- what is drawn: (rows, columns, *shape) -------------------------------------------------------------------------
@@ -174,7 +85,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     if isinstance(model, ConditionalWAE):
         if what not in ("completion", "reconstruction"):
             raise UsageError(f"--what {what}: a conditional model needs --what completion and --inputs")
-        images = read_inputs(inputs, arguments.ckpt, model, model.parts.image_shape).to(model.device)
+        images = read_inputs(inputs, arguments.ckpt, model).to(model.device)
         x, y = model.parts.split(images)
         if what == "reconstruction":
             return torch.stack([images, model.join(x, model(x, y))])
@@ -188,15 +99,14 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             sampler = MixtureSampler(model.training_codes(), arguments.components, seed=arguments.seed)
         except ValueError as error:
             raise UsageError(f"--sampler gmm: {error}") from None
-    shape = tuple(model.sample(1).shape[1:])
     if what == "reconstruction":
-        x = read_inputs(inputs, arguments.ckpt, model, shape)
+        x = read_inputs(inputs, arguments.ckpt, model)
         pair = x, apply_in_batches(model, x, size, model.device)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
-        raise UsageError(f"--inputs: the model puts out {shape[0]} points, the inputs have {x.shape[1]}")
+        raise UsageError(f"--inputs: the model puts out {pair[1].shape[1]} points, the inputs have {x.shape[1]}")
     z = (
-        apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model, shape), size, model.device)
+        apply_in_batches(model.encode, read_inputs(inputs, arguments.ckpt, model), size, model.device)
         if inputs
         else None
     )
@@ -307,19 +217,35 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument("--sampler", choices=("prior", "gmm"), default="prior", help="where codes come from (prior)")
     parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
-    parser.add_argument("--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds")
+    parser.add_argument(
+        "--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds, or folders of them"
+    )
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="file or folder to write (samples.png)")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test", help="set of --what codes (test)")
+    parser.add_argument("--data.NAME", metavar="VALUE", help="another value for an argument of the data module")
+    parser.add_argument("--out", type=Path, help="file or folder to write (samples.png; codes.npz)")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
-    known = parser.parse_args(arguments)
+    known, overrides = read_overrides(parser, arguments)
+    codes = known.what == "codes"
+    known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
+        for name in ("num_samples", "sampler", "components", "steps") if codes else ("part",):
+            if getattr(known, name) != parser.get_default(name):
+                raise UsageError(f"--{name} has no meaning for --what {known.what}")
+        if overrides and not codes:
+            raise UsageError(f"--data.{min(overrides)} has no meaning for --what {known.what}: --inputs are its data")
         import_modules(known.modules)
         known.ckpt = find_checkpoint(known.ckpt)
         model = load_model(known.ckpt, known.modules).to(choose_device(known.accelerator))
+        if codes:
+            print(f"{known.out}: {write_codes(model, known, overrides)}")
+            return
         rows = draw(model, known.what, known.inputs, known).float().cpu()
+        if rows.ndim > 4 and (model.input_range or known.out.suffix != ".npz"):
+            rows = in_unit_range(model, rows)
         write(rows, known.what, known.out)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{known.out}: {rows.shape[0]} x {rows.shape[1]} {'point clouds' if rows.ndim == 4 else 'images'}")

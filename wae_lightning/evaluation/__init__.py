@@ -14,9 +14,17 @@ from wae_lightning.base import WAE
 from wae_lightning.evaluation.clouds import evaluate_clouds
 from wae_lightning.evaluation.codes import Codes, encode_batches
 from wae_lightning.evaluation.completions import evaluate_completions
-from wae_lightning.evaluation.images import evaluate_images
+from wae_lightning.evaluation.images import compare_pictures, evaluate_images
 
-__all__ = ["Codes", "encode_batches", "evaluate", "evaluate_clouds", "evaluate_completions", "evaluate_images"]
+__all__ = [
+    "Codes",
+    "compare_pictures",
+    "encode_batches",
+    "evaluate",
+    "evaluate_clouds",
+    "evaluate_completions",
+    "evaluate_images",
+]
 
 
 def evaluate(

@@ -7,7 +7,7 @@ compare only under one key. ``floor`` is what real training images score against
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from wae_lightning.base import WAE
-from wae_lightning.evaluation.codes import compare_with_prior
+from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.evaluation.codes import compare_with_prior, encode_batches
 from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
 from wae_lightning.samplers import MixtureSampler
+from wae_lightning.training.inputs import input_of
 from wae_lightning.work import codes_at_once
 
 __all__ = [
     "InceptionFeatures",
     "choose_features",
     "compare",
+    "compare_pictures",
     "evaluate_images",
     "extract_features",
     "read_test_images",
@@ -126,16 +129,60 @@ def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
     }
 
 
-def read_test_images(data: Any, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """The images of the test set, in float batches."""
+def compare_pictures(
+    real: Callable[[], Iterable[Tensor]],
+    samples: Callable[[], Iterable[Tensor]],
+    features: str = "auto",
+    inception_weights: Path | None = None,
+    content: str | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Measures generated pictures of any source against real ones, as :func:`evaluate_images` does a model's samples.
+
+    Args:
+        real: Returns the real pictures in batches (B, C, H, W), floats in [0, 1], each time that it is called.
+        samples: Returns the generated ones, of the same shape.
+        features: See :func:`choose_features`; so are the next two.
+        inception_weights: See there.
+        content: See there.
+        device: Where features are computed.
+
+    Returns:
+        The measures by name, at most ``fid``, ``kid``, ``precision`` and ``recall`` with the name of the features and
+        the number of samples, ``sharpness_samples`` and ``sharpness_real``.
+    """
+    shape = tuple(next(iter(samples())).shape[1:])
+    name, extractor = choose_features(features, shape, inception_weights, content)
+    results: dict[str, float] = {}
+    if name is not None and extractor is not None:
+        extractor.to(device)
+        of_real, of_samples = (
+            extract_features((batch.to(device) for batch in batches()), extractor) for batches in (real, samples)
+        )
+        count = format_count(len(of_samples))
+        results = {f"{measure}_{name}_{count}": value for measure, value in compare(of_real, of_samples).items()}
+    results["sharpness_samples"] = measure_sharpness(samples())
+    results["sharpness_real"] = measure_sharpness(real())
+    return results
+
+
+def shown(model: WAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Images of the model's ``input_range`` as what they are measured as: floats in [0, 1]."""
+    return (in_unit_range(model, images) for images in batches)
+
+
+def read_test_images(data: Any, device: torch.device | str = "cpu", key: str = "image") -> Iterator[Tensor]:
+    """The images of the test set, in float batches; of dictionaries, what stands under ``key``."""
     for batch in data.test_dataloader():
-        yield data.on_after_batch_transfer(batch, 0)[0].to(device)
+        yield input_of(data.on_after_batch_transfer(batch, 0), key).to(device)
 
 
-def read_training_images(data: Any, count: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
+def read_training_images(
+    data: Any, count: int, device: torch.device | str = "cpu", key: str = "image"
+) -> Iterator[Tensor]:
     """``count`` images of the training set (all of them, if there are fewer), in float batches."""
     for batch in data.train_dataloader():
-        images = data.on_after_batch_transfer(batch, 0)[0][:count]
+        images = input_of(data.on_after_batch_transfer(batch, 0), key)[:count]
         count -= len(images)
         if len(images):
             yield images.to(device)
@@ -173,19 +220,22 @@ def evaluate_images(
     at_once = codes_at_once(model, BATCH)
     sizes = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
     if data is None:
-        with torch.no_grad():
-            sharpness = measure_sharpness(model.sample(n, generator) for n in sizes)
-            return {"sharpness_samples": sharpness} | compare_with_prior(
-                "training", model.training_codes().cpu(), model
-            )
+        results = compare_with_prior("training", model.training_codes().cpu(), model)
+        if model.input_range is None or model.sample(1).ndim != 4:
+            return results
+        samples = shown(model, (model.sample(n, generator) for n in sizes))
+        return {"sharpness_samples": measure_sharpness(samples)} | results
     batch_size = getattr(data, "batch_size", None)
     data.batch_size = BATCH
     try:
         data.prepare_data()
         for stage in ("fit", "test"):
             data.setup(stage)
-        shape = getattr(data, "image_shape", None) or tuple(next(read_test_images(data)).shape[1:])
+        shape = getattr(data, "image_shape", None) or tuple(next(read_test_images(data, key=model.input_key)).shape[1:])
         codes = read_training_codes(model, data, num_samples)
+        if model.input_range is None or len(shape) != 3:
+            print("Without an input_range, or with inputs that are no images, only costs and codes are measured.")
+            return compare_costs(model, data, codes)
         name, extractor = choose_features(features, shape, inception_weights, getattr(data, "content", None))
         results = {}
         if name is not None and extractor is not None:
@@ -206,7 +256,19 @@ def measure_sharpness(batches: Iterable[Tensor]) -> float:
 @torch.no_grad()
 def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
     """Random codes of ``count`` training images, (n, d)."""
-    return torch.cat([model.encode(x, noise=True).cpu() for x in read_training_images(data, count, model.device)])
+    return torch.cat(
+        [model.encode(x, noise=True).cpu() for x in read_training_images(data, count, model.device, model.input_key)]
+    )
+
+
+def compare_costs(model: WAE, data: Any, training_codes: Tensor) -> dict[str, float]:
+    """The mean reconstruction cost of the test set, and codes against the prior."""
+    batches = (data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader())
+    found = encode_batches(model, batches)
+    results = {"cost": float(found.cost.double().mean())}
+    for part, z in (("training", training_codes), ("test", found.z)):
+        results |= compare_with_prior(part, z, model)
+    return results
 
 
 @torch.no_grad()
@@ -221,7 +283,11 @@ def compare_samples(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Compares samples, reconstructions and training images with the test images, by their features."""
-    real = extract_features(read_test_images(data, model.device), extractor)
+
+    def features_of(batches: Iterable[Tensor]) -> Tensor:
+        return extract_features(shown(model, batches), extractor)
+
+    real = features_of(read_test_images(data, model.device, model.input_key))
     samplers: dict[str, Any] = {"": model.prior}
     for components in MIXTURES:
         if components > len(codes):
@@ -232,13 +298,13 @@ def compare_samples(
         samplers[f"_{suffix}"] = MixtureSampler(codes, components, seed=seed)
     results: dict[str, float] = {}
     for suffix, sampler in samplers.items():
-        samples = extract_features((model.decode(sampler.sample(n, generator)) for n in sizes), extractor)
+        samples = features_of(model.decode(sampler.sample(n, generator)) for n in sizes)
         for measure, value in compare(real, samples).items():
             results[f"{measure}_{name}_{format_count(sum(sizes))}{suffix}"] = value
-    reconstructions = extract_features((model(images) for images in read_test_images(data, model.device)), extractor)
+    reconstructions = features_of(model(images) for images in read_test_images(data, model.device, model.input_key))
     results[f"fid_{name}_reconstructions"] = compare(real, reconstructions)["fid"]
     torch.manual_seed(seed)  # the floor is that of the same training images for every model
-    floor = compare(real, extract_features(read_training_images(data, sum(sizes), model.device), extractor))
+    floor = compare(real, features_of(read_training_images(data, sum(sizes), model.device, model.input_key)))
     return results | {f"{measure}_{name}_floor": value for measure, value in floor.items()}
 
 
@@ -250,17 +316,19 @@ def compare_with_data(
     psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean").to(model.device)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(model.device)
     codes = []
-    for images in read_test_images(data, model.device):
+    for images in read_test_images(data, model.device, model.input_key):
         codes.append(model.encode(images, noise=True).cpu())
-        reconstructions = model(images)
+        images, reconstructions = shown(model, (images, model(images)))
         psnr.update(reconstructions, images)
         ssim.update(reconstructions, images)
     decibels: Any = psnr.compute()
     similarity: Any = ssim.compute()
     results = {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
-    results["sharpness_samples"] = measure_sharpness(model.sample(n, generator) for n in sizes)
-    results["sharpness_reconstructions"] = measure_sharpness(model(x) for x in read_test_images(data, model.device))
-    results["sharpness_real"] = measure_sharpness(read_test_images(data))
+    results["sharpness_samples"] = measure_sharpness(shown(model, (model.sample(n, generator) for n in sizes)))
+    results["sharpness_reconstructions"] = measure_sharpness(
+        shown(model, (model(x) for x in read_test_images(data, model.device, model.input_key)))
+    )
+    results["sharpness_real"] = measure_sharpness(shown(model, read_test_images(data, key=model.input_key)))
     for part, z in (("training", training_codes), ("test", torch.cat(codes))):
         results |= compare_with_prior(part, z, model)
     return results

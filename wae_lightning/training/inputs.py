@@ -79,9 +79,7 @@ def _check_ends(
     low: float, high: float, dtype: torch.dtype, input_range: tuple[float, float] | None, where: str
 ) -> None:
     if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        raise FloatingPointError(
-            f"{where}: the batch itself is bad, it holds NaN or infinity: look at the data"
-        )
+        raise FloatingPointError(f"{where}: the batch itself is bad, it holds NaN or infinity: look at the data")
     if input_range is not None and not input_range[0] <= low <= high <= input_range[1]:
         raise ValueError(
             f"{_expected(input_range)} got {dtype} in [{low:.4g}, {high:.4g}] in {where}: "
@@ -90,7 +88,7 @@ def _check_ends(
 
 
 class CheckInputs(Callback):
-    """Refuses inputs outside of the model's range, and inputs that are not finite, in training, evaluation and prediction.
+    """Refuses inputs outside of the model's range, and inputs that are not finite, wherever the trainer shows them.
 
     On the CPU each batch is looked at; on other devices, where that would make the host wait, the first batch of each
     epoch, and the others together every ``log_every_n_steps`` batches and at the epoch's end.
