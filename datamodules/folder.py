@@ -177,7 +177,7 @@ class ImageFolderDataModule(CachedImageDataModule):
         def sources() -> tuple[Sources, dict[str, Any]]:
             return Pictures([self.root / name for name, _ in files], self.image_shape, self.crop, self.background), {}
 
-        key = cache_key(("folder 1", self.background), files)
+        key = cache_key(("folder 2", self.background), files)
         path = self.cache_dir / f"pictures_{self.crop}_{'x'.join(map(str, self.image_shape))}_{key}.h5"
         return open_or_build(path, self.image_shape, "uint8", sources, self.on_error)
 

@@ -24,9 +24,9 @@ SUFFIXES = tuple(
 )
 """Endings, in lower case, by which a file is taken for a picture."""
 
-_REDUCING_GAP = (
-    3.0  # a JPEG is decoded at no less than so many times the wanted size, which no eye tells from all of it
-)
+# A JPEG is decoded at a half, a quarter or an eighth of its size, if that is no less than so many times the wanted size.
+# What comes of it differs by less than a grey level from all of it on average, at sharp edges by up to 20.
+_REDUCING_GAP = 1.5
 _FAINT = 32  # grey levels between the darkest and the lightest pixel, below which a picture is as good as empty
 
 

@@ -133,7 +133,7 @@ def test_the_tables_of_a_page_are_made_from_the_result_files(page):
     assert tables.filled(page.read_text()) == page.read_text(), "run python experiments/reproduce/tables.py"
 
 
-@pytest.mark.parametrize("page", [*tables.PAGES, DOCS / "choosing.md", DOCS / "report.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*tables.PAGES, DOCS / "report.md"], ids=lambda page: page.stem)
 def test_measured_figures_in_the_text_stand_in_a_table(page):
     """What is said in words is measured, and is what the table says: no figure of its own stands in the text."""
     known = "".join(make() for make in tables.TABLES.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import anomaly_results
 import completion_results
 import figures
 import make_bundled_digits
@@ -185,6 +186,34 @@ def test_the_rows_of_pythae(root, tmp_path, monkeypatch, pythae):
     assert row["fid_digits_reconstructions"] == pytest.approx(expected, rel=1e-3)
     drawn = features(decoder(torch.randn(500, 16, generator=torch.Generator().manual_seed(0))))
     assert row["fid_digits_500"] == pytest.approx(frechet_distance(real, drawn), rel=1e-3)
+
+
+def test_anomaly_scores_are_of_a_digit_that_was_never_trained_on(root, tmp_path, monkeypatch):
+    models = []
+
+    def keep(self, model, data):
+        models.append(model)
+        assert 4 not in data.train_set.labels[data.train_set.rows]
+        assert len(data.train_set.rows) + len(data.val_set.rows) == (data.train_set.labels != 4).sum()
+        fit(self, model, data)
+
+    fit = anomaly_results.Trainer.fit
+    monkeypatch.setattr(
+        anomaly_results.Trainer, "fit", lambda self, model, data: (data.setup("fit"), keep(self, model, data))
+    )
+    out = tmp_path / "a.json"
+    anomaly_results.main([str(root), "--digits", "4", "--epochs=1", f"--out={out}"])
+    found = json.loads(out.read_text())
+    (run,) = found["runs"]
+    assert (run["digit"], run["steps"], found["epochs"]) == (4, 2, 1)
+    images, labels = digits_of(root), MNISTDataModule(root)
+    labels.setup("test")
+    strange = labels.test_set.labels == 4
+    with torch.no_grad():
+        costs = 0.05 * (models[0].eval()(images) - images).abs().flatten(1).sum(1)
+    pairs = costs[strange][:, None] - costs[~strange][None]
+    assert run["auroc"] == pytest.approx(((pairs > 0).double() + 0.5 * (pairs == 0)).mean().item(), abs=1e-3)
+    assert run["mean_cost_of_it"] == pytest.approx(costs[strange].mean().item(), rel=1e-4)
 
 
 def test_the_bundled_digits_are_a_sample_of_the_full_set(root, tmp_path, capsys):

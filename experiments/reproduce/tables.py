@@ -1,4 +1,4 @@
-"""Writes the tables of RESULTS.md, README.md and docs/robustness.md from the JSON files in experiments/results.
+"""Writes the tables of RESULTS.md, README.md and pages of docs from the JSON files in experiments/results.
 
 ``python experiments/reproduce/tables.py`` replaces what stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "RESULTS.md", ROOT / "docs" / "robustness.md"]
+PAGES = [ROOT / name for name in ("README.md", "RESULTS.md", "docs/robustness.md", "docs/choosing.md")]
 NOTHING = "–"
 
 
@@ -318,6 +318,15 @@ def hostile() -> str:
     return markdown(["opened by", "refused in one sentence", "accepted", "failures"], rows)
 
 
+def anomalies() -> str:
+    runs = sorted(load("anomalies")["runs"], key=lambda run: run["digit"])
+    keys = {"auroc": "AUROC", "mean_cost_of_it": "mean cost of it", "mean_cost_of_others": "mean cost of the others"}
+    rows = [[str(run["digit"]), *(number(run[key], 2) for key in keys)] for run in runs]
+    rows += [["mean", *(over_seeds(runs, key) for key in keys)]]
+    rows += [["without the 1", *(over_seeds([run for run in runs if run["digit"] != 1], key) for key in keys)]]
+    return markdown(["digit left out", *keys.values()], rows)
+
+
 TABLES = {
     "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
@@ -327,7 +336,7 @@ TABLES = {
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
     "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
-    "hostile": hostile,
+    "hostile": hostile, "anomalies": anomalies,
 }  # fmt: skip
 
 
