@@ -7,6 +7,7 @@ import io
 import re
 import zipfile
 import zlib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Hugging Face's columns: ``image``, a PNG each, and ``label``."""
     try:
-        from pyarrow import parquet
+        parquet: Any = import_module("pyarrow.parquet")
     except ImportError:
         raise ModuleNotFoundError(
             f"{path}: Parquet is read by pyarrow, which is not installed: pip install pyarrow, or take the set as IDX "
@@ -164,7 +165,7 @@ def read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"{path}: expected columns image and label, found {', '.join(names)}")
     pictures = []
     for number, value in enumerate(table[images].to_pylist()):
-        content = value.get("bytes") if isinstance(value, dict) else value
+        content: Any = value.get("bytes") if isinstance(value, dict) else value
         try:
             with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as picture:
                 if picture.size != (28, 28):

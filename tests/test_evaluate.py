@@ -257,14 +257,14 @@ def test_wrong_folders_are_refused(digits, checkpoint, tmp_path, capsys):
     images, _ = digits
     real, few = write_pictures(tmp_path / "real", images[:5]), write_pictures(tmp_path / "few", images[:1])
     mixed = write_pictures(tmp_path / "mixed", [*images[:3], torch.rand(1, 20, 30)])
-    broken = write_pictures(tmp_path / "broken", images[:3])
+    broken = write_pictures(tmp_path / "broken", images[:4])
     (broken / "0001.png").write_bytes(b"no picture")
     for arguments, message in (
         ([], "expected a checkpoint, or --real DIR and --samples DIR"),
         (["--real", real], "--real DIR and --samples DIR belong together"),
         ([checkpoint, "--real", real, "--samples", real], "belong together, without a checkpoint or --data"),
         (["--real", real, "--samples", tmp_path / "none"], "none: no such folder"),
-        (["--real", few, "--samples", real], "few: expected at least 2 pictures, found 1"),
+        (["--real", few, "--samples", real], "few: expected at least 4 pictures, found 1"),
         (["--real", real, "--samples", mixed], "expected pictures of one size, found 0000.png of 28 x 28 and 0003.png"),
         (["--real", real, "--samples", broken], "0001.png: not a picture that can be read"),
     ):

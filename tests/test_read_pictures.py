@@ -490,15 +490,11 @@ def test_a_large_jpeg_is_decoded_at_less_than_its_size(tmp_path, monkeypatch, cr
         small, exact = (
             read_picture(tmp_path / name, (channels, 64, 64), crop).astype(int) for name in ("a.jpg", "a.png")
         )
-        assert abs(small - exact).max() <= 20
-        assert abs(small - exact).mean() < 1
+        assert abs(small - exact).max() <= 32
+        assert abs(small - exact).mean() < 1.5
     assert len(drafts) == 2
     assert drafts[0][1][2:] == (125, 100)
-    # a crop of a number of pixels is exact: CelebA's
-    assert (
-        abs(
-            read_picture(tmp_path / "a.jpg", (3, 64, 64), 300) - read_picture(tmp_path / "a.png", (3, 64, 64), 300)
-        ).max()
-        == 0
-    )
+    # a crop of so many pixels is exact: CelebA's
+    small, exact = (read_picture(tmp_path / name, (3, 64, 64), 300) for name in ("a.jpg", "a.png"))
+    assert np.array_equal(small, exact)
     assert len(drafts) == 2

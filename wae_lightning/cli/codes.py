@@ -17,6 +17,7 @@ from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.inputs import input_reader, list_inputs
 from wae_lightning.cli.load import load_data
 from wae_lightning.evaluation import Codes, encode_batches
+from wae_lightning.evaluation.codes import batches_of
 from wae_lightning.work import codes_at_once
 
 __all__ = ["write_codes"]
@@ -72,7 +73,7 @@ def of_data(
     for stage in ("fit", "test"):
         data.setup(stage)
     loader = data.in_order(known.part) if hasattr(data, "in_order") else getattr(data, f"{known.part}_dataloader")()
-    found = encode_batches(model, (data.on_after_batch_transfer(batch, 0) for batch in loader))
+    found = encode_batches(model, (data.on_after_batch_transfer(batch, 0) for batch in batches_of(loader)))
     names = data.names(known.part) if hasattr(data, "names") else None
     return found, names, list(getattr(data, "class_names", None) or [])
 

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
             rows = measure(paths, overrides, known)
         if known.out:
             write_json(paths, rows, known.out)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     if len(paths) > 1:
@@ -116,8 +116,8 @@ def measure_folders(real: Path, samples: Path, known: argparse.Namespace) -> dic
         if not folder.is_dir():
             raise UsageError(f"{flag} {folder}: no such folder")
         paths = [folder / name for name, _ in find_files(folder, [])[0]]
-        if len(paths) < 2:
-            raise UsageError(f"{flag} {folder}: expected at least 2 pictures, found {len(paths)}")
+        if len(paths) < 4:  # what precision and recall take
+            raise UsageError(f"{flag} {folder}: expected at least 4 pictures, found {len(paths)}")
         sizes: dict[tuple[int, int], Path] = {}
         modes: set[str] = set()
         for path in paths:

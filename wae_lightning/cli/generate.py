@@ -49,6 +49,7 @@ from wae_lightning.work import codes_at_once
 __all__ = ["main"]
 
 BATCH = 500
+KINDS = {4: "point clouds", 5: "images"}
 WHAT = ("samples", "reconstruction", "interpolation", "traversal", "completion", "codes")
 
 
@@ -167,7 +168,10 @@ def write(rows: Tensor, what: str, out: Path) -> None:
     Raises:
         UsageError: If the ending fits nothing, or the file cannot be written.
     """
-    clouds = rows.ndim == 4
+    clouds = rows.ndim == 4 and rows.shape[-1] == 3
+    if out.suffix != ".npz" and not clouds and not (rows.ndim == 5 and rows.shape[2] in (1, 3)):
+        shape = " x ".join(map(str, rows.shape[2:]))
+        raise UsageError(f"--out {out}: what the model draws, {shape}, is neither images nor clouds: expected .npz")
     # of reconstructions, files of numbers and folders hold no inputs
     all_of_them = rows[1] if what == "reconstruction" else rows.flatten(0, 1)
     part = out.with_name(f".{out.name}.part")
@@ -245,7 +249,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
         if rows.ndim > 4 and (model.input_range or known.out.suffix != ".npz"):
             rows = in_unit_range(model, rows)
         write(rows, known.what, known.out)
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{known.out}: {rows.shape[0]} x {rows.shape[1]} {'point clouds' if rows.ndim == 4 else 'images'}")
+    print(f"{known.out}: {rows.shape[0]} x {rows.shape[1]} {KINDS.get(rows.ndim, 'samples')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd_test
 from wae_lightning.training.inputs import check_range
 
-__all__ = ["Codes", "compare_moments", "compare_with_prior", "encode_batches"]
+__all__ = ["Codes", "batches_of", "compare_moments", "compare_with_prior", "encode_batches"]
 
 TEST_CODES = 1000
 
@@ -62,6 +62,12 @@ def encode_batches(model: WAE, batches: Iterable[Any]) -> Codes:
         raise ValueError("there is nothing to encode: the set is empty")
     known = [found for found in labels if found is not None]
     return Codes(torch.cat(codes), torch.cat(costs), torch.cat(known) if len(known) == len(labels) else None)
+
+
+def batches_of(loaders: Any) -> Iterator[Any]:
+    """The batches of a loader, or of several, one after the other."""
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        yield from loader
 
 
 def _labels_of(batch: Any, count: int) -> Tensor | None:

@@ -19,7 +19,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from wae_lightning.base import WAE
 from wae_lightning.callbacks.pictures import in_unit_range
-from wae_lightning.evaluation.codes import compare_with_prior, encode_batches
+from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches
 from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.training.inputs import input_of
@@ -173,7 +173,7 @@ def shown(model: WAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def read_test_images(data: Any, device: torch.device | str = "cpu", key: str = "image") -> Iterator[Tensor]:
     """The images of the test set, in float batches; of dictionaries, what stands under ``key``."""
-    for batch in data.test_dataloader():
+    for batch in batches_of(data.test_dataloader()):
         yield input_of(data.on_after_batch_transfer(batch, 0), key).to(device)
 
 
@@ -181,7 +181,7 @@ def read_training_images(
     data: Any, count: int, device: torch.device | str = "cpu", key: str = "image"
 ) -> Iterator[Tensor]:
     """``count`` images of the training set (all of them, if there are fewer), in float batches."""
-    for batch in data.train_dataloader():
+    for batch in batches_of(data.train_dataloader()):
         images = input_of(data.on_after_batch_transfer(batch, 0), key)[:count]
         count -= len(images)
         if len(images):
@@ -263,7 +263,7 @@ def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
 
 def compare_costs(model: WAE, data: Any, training_codes: Tensor) -> dict[str, float]:
     """The mean reconstruction cost of the test set, and codes against the prior."""
-    batches = (data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader())
+    batches = (data.on_after_batch_transfer(batch, 0) for batch in batches_of(data.test_dataloader()))
     found = encode_batches(model, batches)
     results = {"cost": float(found.cost.double().mean())}
     for part, z in (("training", training_codes), ("test", found.z)):
