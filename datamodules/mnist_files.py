@@ -149,6 +149,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Hugging Face's columns: ``image``, a PNG each, and ``label``."""
     try:
+        import_module("pyarrow")
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError:
         raise ModuleNotFoundError(

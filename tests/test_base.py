@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules import MNISTDataModule
 from wae_lightning import WAE, WAEMMD
 from wae_lightning.costs import AbsoluteError, SquaredError
+from wae_lightning.evaluation import encode_batches
 from wae_lightning.kernels import RBF
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, ImplicitNoise, InputNoise
@@ -291,6 +292,21 @@ def test_predict_returns_codes_and_reconstructions(tmp_path):
     torch.testing.assert_close(codes, means, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(model.eval().decode(codes), reconstructions)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.full((4, 1, 28, 28), 255.0), ValueError, r"got torch.float32 in \[255, 255\] in prediction step 1"),
+        (torch.zeros(4, 1, 28, 28, dtype=torch.uint8), ValueError, "got torch.uint8 of shape"),
+        (torch.full((4, 1, 28, 28), float("nan")), FloatingPointError, "prediction step 1: the batch itself is bad"),
+    ],
+)
+def test_predict_checks_its_batches_as_training_does(tmp_path, images, error, message):
+    with pytest.raises(error, match=message):
+        trainer(tmp_path).predict(small(), torch.utils.data.DataLoader(images, 4))
+    with pytest.raises(error, match=message.replace("prediction step", "batch")):
+        encode_batches(small(), [images])
 
 
 def test_logs_cost_and_penalty_and_their_weighted_sum(tmp_path):

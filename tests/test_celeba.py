@@ -249,6 +249,12 @@ def test_cache_that_shrinks_while_in_use_is_an_error(root: Path) -> None:
 def test_missing_folder_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"img_align_celeba: no such folder. Expected .*000001.jpg.*To get Cel"):
         CelebADataModule(tmp_path).prepare_data()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00019.parquet").write_bytes(b"PAR1")
+    with pytest.raises(
+        ValueError, match=r"00019.parquet: CelebA as Parquet is not read. Write its pictures into a fol"
+    ):
+        CelebADataModule(tmp_path).prepare_data()
 
 
 @pytest.mark.parametrize("name", ["list_attr_celeba.txt", "list_eval_partition.txt"])

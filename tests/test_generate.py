@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, PointNetWAE
 from wae_lightning.callbacks.pictures import in_unit_range
-from wae_lightning.cli.generate import draw, main, write_ply
+from wae_lightning.cli.generate import draw, main, write, write_ply
 from wae_lightning.cli.inputs import read_images, read_inputs
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.priors import Normal
@@ -402,3 +402,13 @@ def test_a_traversal_goes_as_far_as_the_prior(scale):
     way = [scale * step for step in (-2.0, -1.0, 0.0, 1.0, 2.0)]
     assert rows[0].flatten(1).tolist() == [[x, 0] for x in way]
     assert rows[1].flatten(1).tolist() == [[0, x] for x in way]
+
+
+def test_what_is_neither_image_nor_cloud_is_written_as_numbers_only(tmp_path):
+    for shape in ((5,), (7, 2)):
+        rows = torch.rand(2, 3, *shape)
+        write(rows, "samples", tmp_path / "a.npz")
+        assert torch.equal(samples_of(tmp_path / "a.npz"), rows.flatten(0, 1))
+        for name in ("a.png", "folder", "a.ply"):
+            with pytest.raises(ValueError, match="is neither images nor clouds"):
+                write(rows, "samples", tmp_path / name)

@@ -200,3 +200,12 @@ def test_plot_shows_the_parts_and_the_whole(tmp_path: Path) -> None:
     whole = figure.axes[2].images[0].get_array()[1:7, 1:9]
     np.testing.assert_allclose(whole, halves.join(*batch[:2])[0].permute(1, 2, 0) / 255, atol=1e-6)
     figure.savefig(tmp_path / "figure.png")
+
+
+def test_names_are_those_of_the_whole_images() -> None:
+    class Named(Noise):
+        def names(self, part: str) -> list[str]:
+            return [f"{part}{number}" for number in range(12)]
+
+    assert HalfImageDataModule(Named()).names("val")[:2] == ["val0", "val1"]
+    assert HalfImageDataModule(Noise()).names("val") is None
