@@ -24,7 +24,7 @@ SUFFIXES = tuple(
 )
 """Endings, in lower case, by which a file is taken for a picture."""
 
-# A JPEG is decoded at a half, a quarter or an eighth of its size, if that is no less than so many times the wanted size.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is no less than so many times the wanted size.
 # What comes of it differs from all of it by less than 1.5 of 255 on average and by up to 32 at the edges of letters, in
 # photographs by half a level and up to 5.
 _REDUCING_GAP = 1.5

@@ -503,7 +503,12 @@ _FAULTS = {
         ("if self._batch is None or", "if True or", "finite"),
     ],
     "wae_lightning/training/inputs.py": [
-        ("<= low <= high <= self", "<= low <= low <= self", "house::test_a_later_batch_out_of_range_is_named"),
+        (
+            'self._look(trainer, "prediction", batch, batch_idx)',
+            "pass",
+            "base::test_predict_checks_its_batches_as_training_does",
+        ),
+        ("<= low <= high <= input_range", "<= low <= low <= input_range", "house::test_a_later_batch_out_of_range_is_named"),
         (
             "batch[0] if isinstance(batch, list | tuple) and batch",
             "batch[-1] if isinstance(batch, list | tuple) and batch",
@@ -804,6 +809,28 @@ _FAULTS = {
             "seed_everything(self.config.seed_everything or 0",
             "(lambda *_, **__: None)(0",
             "flags::test_the_same_weights_have_the_same_test_metrics_after_a_resume",
+        ),
+    ],
+    "wae_lightning/evaluation/codes.py": [
+        (
+            'check_range(x, model.input_range, f"batch {number}")',
+            "pass",
+            "base::test_predict_checks_its_batches_as_training_does",
+        ),
+        ("model.cost(target, reconstruction)", "model.cost(target, target)", "generate::test_codes_of_a_folder"),
+    ],
+    "wae_lightning/cli/inputs.py": [
+        (
+            "low + (high - low) * read_images",
+            "read_images",
+            "generate::test_pictures_of_a_model_of_another_range",
+        ),
+    ],
+    "datamodules/mnist_files.py": [
+        (
+            "if set_named_in(path.name) not in (None, name):",
+            "if False:",
+            "mnist::test_tables_of_one_set_are_not_taken_for_another",
         ),
     ],
     "wae_lightning/cli/generate.py": [
