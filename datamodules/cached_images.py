@@ -22,15 +22,21 @@ class Pictures(Sources):
     """Picture files, each read by :func:`~datamodules.pictures.read_picture`, whose arguments these are."""
 
     def __init__(
-        self, files: list[Path], shape: tuple[int, int, int], crop: Crop | int, background: str | None = None
+        self,
+        files: list[Path],
+        shape: tuple[int, int, int],
+        crop: Crop | int,
+        background: str | None = None,
+        exact: bool = False,
     ) -> None:
         super().__init__(files, shape, "uint8")
         self.image_shape = shape
         self.crop = crop
         self.background = background
+        self.exact = exact
 
     def read(self, index: int) -> np.ndarray:
-        return read_picture(self.files[index], self.image_shape, self.crop, self.background)
+        return read_picture(self.files[index], self.image_shape, self.crop, self.background, self.exact)
 
 
 class ImagesOnDisk(Images):

@@ -149,7 +149,7 @@ class CelebADataModule(CachedImageDataModule):
         with os.scandir(pictures) as entries:
             # lazily: to keep 200,000 results of stat takes longer than to get them
             files = ((entry.name, entry.stat()) for entry in entries)
-            key = cache_key("celeba 3", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
+            key = cache_key("celeba 4", chain(files, ((path.name, path.stat()) for path in lists if path.is_file())))
         grey = "_grey" if self.channels == 1 else ""
         path = (self.cache_dir or self.folder) / f"celeba_{self.crop or 'whole'}_{self.image_size}{grey}_{key}.h5"
         return open_or_build(path, self.image_shape, "uint8", lambda: self._sources(lists, pictures), self.on_error)
@@ -187,7 +187,8 @@ class CelebADataModule(CachedImageDataModule):
                 )
         stored = [there[name] or name for name in names]
         tables["names"] = np.array([os.fsencode(name) for name in stored])
-        return Pictures([pictures / name for name in stored], self.image_shape, self.crop or "stretch"), tables
+        files = [pictures / name for name in stored]
+        return Pictures(files, self.image_shape, self.crop or "stretch", exact=True), tables
 
     def _rows_of_parts(self) -> tuple[Tensor, Tensor, Tensor]:
         cache = self._cache

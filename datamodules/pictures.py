@@ -32,7 +32,11 @@ _FAINT = 32  # grey levels between the darkest and the lightest pixel, below whi
 
 
 def read_picture(
-    path: Path, shape: tuple[int, int, int], crop: Crop | int = "centre", background: str | None = None
+    path: Path,
+    shape: tuple[int, int, int],
+    crop: Crop | int = "centre",
+    background: str | None = None,
+    exact: bool = False,
 ) -> np.ndarray:
     """Reads a picture of any kind, upright, as 8-bit pixels of one size.
 
@@ -48,6 +52,8 @@ def read_picture(
             square in pixels, cut out of the middle.
         background: Colour under transparent pixels and around padded pictures, as ``white``, ``#ff8800`` or another of
             CSS. None: white, but black under a picture that could not be seen on white, such as white ink.
+        exact: Decode all of a JPEG, also where a half or a quarter of it in each direction is enough; so it is done
+            with a crop of so many pixels, too.
 
     Returns:
         uint8 of that shape.
@@ -66,7 +72,7 @@ def read_picture(
             warnings.simplefilter("ignore")  # about odd notes in a file whose pixels are sound
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as file:
-                if file.format == "JPEG" and not isinstance(crop, int):
+                if file.format == "JPEG" and not exact and not isinstance(crop, int):
                     side = round(_REDUCING_GAP * max(height, width))
                     file.draft("L" if channels == 1 else "RGB", (side, side))
                 picture = _in_8_bits(file, path)
