@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from wae_lightning import WAE, networks
 from wae_lightning.checkpoints import build_bounded
+from wae_lightning.lightning import Trainer
 from wae_lightning.parts import Part, describe
 
 D = 3
@@ -244,3 +245,23 @@ def test_networks_that_share_weights_are_not_recorded_as_two():
     shared = type("Holder", (nn.Module, Part), {"__init__": lambda self, a, b: nn.Module.__init__(self)})(ONE, [ONE])
     assert shared._made_with["init_args"].keys() == {"a", "b"}
     assert all("unrecorded" in value for value in shared._made_with["init_args"].values())
+
+
+@pytest.mark.parametrize("place", ["encoder.2", "decoder.layers.1", "decoder.new"])
+def test_a_layer_that_was_exchanged_afterwards_is_not_replaced_by_the_original(tmp_path, place):
+    pytest.importorskip("safetensors")
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, D), nn.Identity())
+    layers = nn.Sequential(nn.Linear(D, 784), nn.Sigmoid())
+    decoder = nn.Sequential(OrderedDict(layers=layers, shape=nn.Unflatten(1, (1, 28, 28))))
+    model = WAE(encoder, decoder, latent_dim=D)
+    setattr(model.get_submodule(place.rpartition(".")[0]), place.rpartition(".")[2], nn.Tanh())
+    trainer = Trainer(logger=False, barebones=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    model.save_pretrained(tmp_path)
+    message = f"{place} was a Tanh, and what is recorded makes a .*\\({place.partition('.')[0]}=\\.\\.\\.\\)"
+    for load, source in ((WAE.load_from_checkpoint, tmp_path / "model.ckpt"), (WAE.from_pretrained, tmp_path)):
+        with pytest.raises(ValueError, match=message):
+            load(source)
+    loaded = WAE.load_from_checkpoint(tmp_path / "model.ckpt", encoder=model.encoder, decoder=model.decoder)
+    assert loaded.encoder is model.encoder

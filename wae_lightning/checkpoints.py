@@ -16,7 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from wae_lightning.parts import LONGEST_LIST, MADE_LATER, build, find_class
 
-__all__ = ["build_bounded", "check_description", "read_checkpoint", "read_plain"]
+__all__ = [
+    "build_bounded",
+    "check_description",
+    "check_layers",
+    "layer_classes",
+    "read_checkpoint",
+    "read_plain",
+]
 
 _DEEPEST, _MOST_VALUES, _MOST_CALLS, _LARGEST = 20, 10_000, 100_000, 100_000
 _SIZES_NOTHING = ("seed", "dataset_size")
@@ -216,3 +223,28 @@ def check_description(
         if values > _MOST_VALUES:
             raise ValueError(f"{name} holds more than {_MOST_VALUES} values")
     return values
+
+
+def layer_classes(model: nn.Module) -> dict[str, str]:
+    """Name of each module in a model -> its class: what its description does not tell if a layer was exchanged."""
+    return {name: type(module).__qualname__ for name, module in model.named_modules() if name}
+
+
+def check_layers(model: nn.Module, stored: Any, given: Mapping[str, Any]) -> None:
+    """Refuses a model whose layers are not of the classes that they were saved with; ``given`` parts may differ.
+
+    Raises:
+        ValueError: If a layer is of another class, missing, or one too many.
+    """
+    if stored is None:
+        return  # saved by somebody's own hook, which says nothing of them
+    if not isinstance(stored, dict):
+        raise ValueError("its layers are no names and classes")
+    made = layer_classes(model)
+    for name in sorted(made.keys() | {str(name) for name in stored}, key=lambda name: (-name.count("."), name)):
+        now, then = made.get(name, "nothing"), str(stored.get(name, "nothing"))[:100]
+        if now != then and not set(name.split(".")) & set(given):
+            raise ValueError(
+                f"{name[:200]} was a {then}, and what is recorded makes a {now}: it was exchanged after the model was "
+                f"made, so give that part yourself ({name.partition('.')[0][:100]}=...)"
+            )

@@ -12,7 +12,7 @@ import fsspec
 import torch
 
 from wae_lightning import __version__
-from wae_lightning.checkpoints import build_bounded, check_description, read_plain
+from wae_lightning.checkpoints import build_bounded, check_description, check_layers, layer_classes, read_plain
 from wae_lightning.lightning import LightningModule
 from wae_lightning.parts import Part, build, describe, is_recorded, recorded_arguments
 from wae_lightning.training.finite import first_bad_weights
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RecordedModel"]
 
 _CLASS, _VERSION = "_class_path", "_version"
+_LAYERS = "layer_classes"
 
 
 class RecordedModel(LightningModule, Part):
@@ -49,6 +50,9 @@ class RecordedModel(LightningModule, Part):
     def describe(self) -> dict[str, Any]:
         """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""
         return describe(self)  # type: ignore[no-any-return]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_LAYERS] = layer_classes(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _refuse_older(checkpoint.get("hyper_parameters"), "the checkpoint")
@@ -120,6 +124,8 @@ class RecordedModel(LightningModule, Part):
                 warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
                 model = _make(cls, str(stored[_CLASS]), made, weights, [*trust, *_own_module(cls)], arguments)
             model.on_load_checkpoint(checkpoint)
+            if strict:
+                check_layers(model, checkpoint.get(_LAYERS), arguments)
             model.load_state_dict(weights, strict=strict)
         except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())[:500] or type(error).__name__

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from wae_lightning.checkpoints import build_bounded
+from wae_lightning.checkpoints import build_bounded, check_layers, layer_classes
 from wae_lightning.parts import describe
 from wae_lightning.training.finite import first_bad_weights
 from wae_lightning.work import check_work
@@ -85,7 +85,7 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.save_file(weights, str(folder / FILES[1]), metadata={"format": "pt"})
     versions = {"torch": str(torch.__version__), "wae_lightning": importlib.import_module("wae_lightning").__version__}
-    config = {"model": description, "versions": versions}
+    config = {"model": description, "layers": layer_classes(model), "versions": versions}
     (folder / FILES[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     sections = [f"## Data\n\n{data}"] if data else []
     if metrics:
@@ -184,6 +184,7 @@ def from_pretrained(source: str | Path, trust: Sequence[str] = (), **given: Any)
         model = build_bounded(description, weights, trust, given)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{FILES[0]} describes no model")
+        check_layers(model, config.get("layers"), given)
         found = model.load_state_dict(weights, strict=False)
         if wrong := [name for name in (*found.missing_keys, *found.unexpected_keys) if name not in _LEFT_OUT]:
             raise ValueError(f"{FILES[1]} and {FILES[0]} differ in the weights {', '.join(wrong[:5])}")
