@@ -1,13 +1,18 @@
 """What commands do on a GPU or in half precision, shown on the CPU."""
 
+import functools
+import re
 from unittest import mock
 
 import pytest
 import torch
+from helpers import pl, small, trainer
 
+from datamodules import MNISTDataModule
 from wae_lightning.cli import evaluate, generate
 from wae_lightning.cli.device import choose_device
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.flags import CONFIGS as CONFIG_FILES
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.train import Train
 from wae_lightning.training import CompileNetworks
@@ -35,6 +40,30 @@ def test_gradients_are_clipped_under_bf16_though_the_config_is_fused(config, tmp
     cli.trainer.fit(cli.model, cli.datamodule)
     assert len(norms) >= 2
     assert all(before > 1e-3 and after <= 1.01e-3 for before, after in norms)
+
+
+@pytest.mark.parametrize("clips", [(1.0, None), (None, 1.0)], ids=str)
+def test_a_run_under_a_gradient_scaler_goes_on_with_or_without_clipping(tmp_path, clips):
+    for epochs, clip in enumerate(clips, 1):
+        plugin = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+        plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+        fitting = trainer(tmp_path, max_epochs=epochs, gradient_clip_val=clip, plugins=[plugin])
+        model = small(optimizer=functools.partial(torch.optim.Adam, lr=1e-3, fused=True))
+        path = tmp_path / "a.ckpt"
+        fitting.fit(model, MNISTDataModule(), ckpt_path=path if epochs == 2 else None, weights_only=True)
+        fitting.save_checkpoint(path)
+        (adam,) = fitting.optimizers
+        assert adam.param_groups[0]["fused"] is (clip is None)
+        assert adam.state_dict()["state"][0]["step"] == 3 * epochs
+
+
+def test_configs_of_the_papers_sizes_have_fused_optimizers():
+    for file in CONFIG_FILES.glob("*_paper.yaml"):
+        optimizers = re.findall(
+            r"class_path: torch\.optim\.Adam.*(?:\n.*init_args:)(.*(?:\n {8,}.*)*)", file.read_text()
+        )
+        assert optimizers, file.name
+        assert all("fused: true" in arguments for arguments in optimizers), file.name
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

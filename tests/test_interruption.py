@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from datamodules.base import BatchDataModule
 from datamodules.images import Images
 from wae_lightning import WAEMMD
 from wae_lightning.lightning import SIGTERMException
-from wae_lightning.training.interruption import UNFINISHED, AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.interruption import UNFINISHED, AtomicCheckpointIO, BackgroundCheckpointIO, LastCheckpoint
 
 
 def test_a_checkpoint_is_written_and_replaced(tmp_path):
@@ -58,6 +59,44 @@ def test_the_previous_checkpoint_stands_until_the_next_one_is_whole(tmp_path, mo
     monkeypatch.setattr(os, "fsync", look)
     AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
     assert seen == [{"a": 1}]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    go_on, fsync = threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (go_on.wait(60), fsync(file)))
+    writer, weight, names = BackgroundCheckpointIO(), torch.zeros(2), ["a.ckpt", "b.ckpt"]
+    for name in names:
+        writer.save_checkpoint({"weight": weight, "names": names}, tmp_path / name)
+        weight += 1
+        names = [*names, name]
+    assert not (tmp_path / "a.ckpt").exists()
+    # a third one would be too many to keep in memory
+    threading.Timer(0.2, go_on.set).start()
+    writer.remove_checkpoint(tmp_path / "a.ckpt")
+    assert go_on.is_set()
+    assert torch.equal(writer.load_checkpoint(tmp_path / "b.ckpt", weights_only=True)["weight"], torch.ones(2))
+    assert [file.name for file in tmp_path.iterdir()] == ["b.ckpt"]
+    writer.teardown()
+    writer.save_checkpoint({"a": 1}, tmp_path / "b.ckpt")
+    writer.teardown()
+    assert torch.load(tmp_path / "b.ckpt", weights_only=True) == {"a": 1}
+
+
+@pytest.mark.parametrize("told_by", ["the next checkpoint", "the end of training"])
+def test_a_checkpoint_that_cannot_be_written_meanwhile_is_told(tmp_path, monkeypatch, told_by):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    epochs = 3 if told_by == "the next checkpoint" else 1
+    fitting = trainer(tmp_path, max_epochs=epochs, callbacks=[LastCheckpoint()], enable_checkpointing=True)
+    fitting.strategy.checkpoint_io = BackgroundCheckpointIO()
+    with pytest.raises(
+        OSError, match=r"last\.ckpt: the checkpoint cannot be written \(No space left on device\); make"
+    ):
+        fitting.fit(WAEMMD(**perceptrons()), Numbers())
+    assert fitting.current_epoch < 3
+    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.tmp"))
 
 
 class Numbers(BatchDataModule):

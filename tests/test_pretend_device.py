@@ -1,8 +1,10 @@
 """On a GPU, pretended: nothing mixes two devices, and no training step waits for the device or copies to it."""
 
+import functools
+
 import pytest
 import torch
-from helpers import small, trainer
+from helpers import pl, small, trainer
 from pretend_device import pretend_device, put_there
 from pytorch_lightning import Callback
 
@@ -106,6 +108,17 @@ def test_no_training_step_waits_or_copies(tmp_path, name):
             assert model.decode(sampler.sample(3)).device == CUDA
         predicted = put_there(trainer(tmp_path, limit_predict_batches=1)).predict(model, data)
         assert len(predicted[0]) == 2
+
+
+def test_a_critic_under_a_gradient_scaler_makes_no_step_wait(tmp_path):
+    fused = functools.partial(torch.optim.Adam, lr=1e-3, fused=True)
+    with pretend_device() as record:
+        plugin = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+        plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+        model = small(WAEGAN, optimizer=fused, penalty=penalties.Adversarial(optimizer=fused))
+        fitting = put_there(trainer(tmp_path, limit_train_batches=5, callbacks=[Phases(record)], plugins=[plugin]))
+        fitting.fit(model, MNISTDataModule(batch_size=32))
+        assert not record.of("step")
 
 
 def test_a_wait_in_a_step_is_seen(tmp_path):

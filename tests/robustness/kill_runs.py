@@ -48,7 +48,8 @@ from wae_lightning.lightning import EMAWeightAveraging, SIGTERMException, Traine
 from wae_lightning.networks import CouplingFlow, Critic, FullyConnectedDecoder, PointNetEncoder
 from wae_lightning.noise import GaussianNoise
 from wae_lightning.penalties import Adversarial
-from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training import interruption
+from wae_lightning.training.interruption import BackgroundCheckpointIO, LastCheckpoint
 from wae_lightning.training.monitored import MonitoredCheckpoint
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
@@ -176,7 +177,7 @@ def fit(setting: Setting, resume: bool) -> None:
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
         devices=setting.processes, strategy="ddp" if setting.processes > 1 else "auto", **flags,
     )  # fmt: skip
-    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
     model, data = setting.model(), Noise(**setting.data)
     trainer.fit(model, data, ckpt_path="checkpoints/last.ckpt" if resume else None, weights_only=True)
     seed_everything(0, verbose=False)
@@ -231,7 +232,7 @@ class Run:
             (WAE, "training_step", "training"),
             (WAE, "validation_step", "validation"),
             (WAE, "test_step", "test"),
-            (AtomicCheckpointIO, "save_checkpoint", "checkpoint"),
+            (interruption, "write_whole", "checkpoint"),
             (datamodules.cache.Sources, "__getitem__", "cache"),
         ):
             if watched:

@@ -53,7 +53,7 @@ from wae_lightning.lightning import (
 )
 from wae_lightning.parts import make, recorded_arguments
 from wae_lightning.training.allocator import keep_freed_memory
-from wae_lightning.training.interruption import AtomicCheckpointIO, LastCheckpoint
+from wae_lightning.training.interruption import BackgroundCheckpointIO, LastCheckpoint
 from wae_lightning.training.monitored import MonitoredCheckpoint
 
 __all__ = ["Train", "main"]
@@ -257,7 +257,7 @@ class Train(LightningCLI):
                     callback.dirpath = str(self.folder / "checkpoints")
         allow_tf32(trainer.strategy.root_device)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            trainer.strategy.checkpoint_io = BackgroundCheckpointIO()
         return trainer
 
     def train(self) -> None:

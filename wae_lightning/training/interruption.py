@@ -7,12 +7,16 @@ import math
 import os
 import signal
 import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import distributed
 
 from wae_lightning.lightning import (
     Checkpoint,
@@ -23,7 +27,7 @@ from wae_lightning.lightning import (
     rank_zero_info,
 )
 
-__all__ = ["AtomicCheckpointIO", "LastCheckpoint"]
+__all__ = ["AtomicCheckpointIO", "BackgroundCheckpointIO", "LastCheckpoint"]
 
 UNFINISHED = "unfinished.tmp"
 
@@ -45,26 +49,80 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        path = Path(path)
-        # one name for all: what a killed process left behind is overwritten by the next checkpoint
-        unfinished = path.parent / UNFINISHED
         content = io.BytesIO()
         torch.save(checkpoint, content)
+        self._finish(lambda: write_whole(content, Path(path)))
+
+    def _finish(self, rest: Callable[[], None]) -> None:
+        rest()
+
+
+def write_whole(content: io.BytesIO, path: Path) -> None:
+    """Writes a file beside its place and renames it."""
+    # one name for all: what a killed process left behind is overwritten by the next checkpoint
+    unfinished = path.parent / UNFINISHED
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        kept = "; the previous one is kept" if path.is_file() else ""
+        raise OSError(
+            f"{path}: the checkpoint cannot be written ({error.strerror or error}){kept}; make room or leave to "
+            "write there, or give another folder"
+        ) from error
+
+
+class BackgroundCheckpointIO(AtomicCheckpointIO):
+    """Copies a checkpoint in memory, and writes it while training goes on.
+
+    Files are written and removed one after the other, in the order in which that was asked for, so that a killed
+    process leaves what it would have left a moment before. At most two wait in memory. What goes wrong is raised by the
+    next call, or at the end of training, which waits for the last file. With several processes, which might read what
+    the first one has not written yet, nothing is left for later.
+    """
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting: deque[Future[None]] = deque()
+
+    def _finish(self, rest: Callable[[], None]) -> None:
+        if distributed.is_available() and distributed.is_initialized():
+            rest()
+            return
+        self.wait(but=1)
+        self._thread = self._thread or ThreadPoolExecutor(1, "checkpoints")
+        self._waiting.append(self._thread.submit(rest))
+
+    def wait(self, but: int = 0) -> None:
+        """Waits until all files but so many are written.
+
+        Raises:
+            OSError: If one could not be.
+        """
+        while len(self._waiting) > but or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self._finish(lambda: super(BackgroundCheckpointIO, self).remove_checkpoint(path))
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> Any:
+        self.wait()
+        return super().load_checkpoint(path, *arguments, **options)
+
+    def teardown(self) -> None:
+        """Waits for all files."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            kept = "; the previous one is kept" if path.is_file() else ""
-            raise OSError(
-                f"{path}: the checkpoint cannot be written ({error.strerror or error}){kept}; make room or leave to "
-                "write there, or give another folder"
-            ) from error
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
 
 
 class LastCheckpoint(Checkpoint):

@@ -54,6 +54,8 @@ def configure(
         rank_zero_info(f"fused=False: Lightning does not clip a fused optimizer's gradients under {trainer.precision}.")
         make_optimizer = functools.partial(make_optimizer, fused=False)
     optimizer = make_optimizer(parameters)
+    if "fused" in optimizer.defaults:
+        optimizer.register_load_state_dict_pre_hook(_as_made)
     if lr is not None:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -70,6 +72,12 @@ def configure(
     if name is not None:
         config["name"] = name
     return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def _as_made(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state for an optimizer that is fused, or not, as it was made: one resumed without clipping is."""
+    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
 
 
 def _needs_its_length(make_lr_scheduler: LRSchedulerCallable) -> bool:

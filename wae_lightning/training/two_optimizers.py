@@ -97,8 +97,12 @@ def update(module: LightningModule, optimizer: Any, loss: Tensor) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = trainer.strategy.reduce(gradient, reduce_op="mean")
-    # a gradient scaler changes its scale once a step, by the gradients of the counted optimizer
-    scale = trainer.precision_plugin.state_dict()
+    # a gradient scaler changes its scale once a step, by the gradients of the counted optimizer; its state_dict, the
+    # public way to keep the scale, would wait for the device
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    kept = [] if scaler is None else [scaler._scale, scaler._growth_tracker]
+    before = [x.clone() for x in kept]
     trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
-    trainer.precision_plugin.load_state_dict(scale)
+    for x, value in zip(kept, before, strict=True):
+        x.copy_(value)
     optimizer.zero_grad()
