@@ -21,6 +21,8 @@ from torch._C import DisableTorchFunctionSubclass
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from wae_lightning import neighbors
+
 __all__ = ["Pretended", "pretend_device", "put_there"]
 
 CPU = torch.device("cpu")
@@ -266,6 +268,7 @@ def pretend_device(kind: str = "cuda", free_bytes: int = 2**36) -> Iterator[Reco
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     patches = [
         mock.patch.object(torch, "save", lambda content, *a, **k: save(_unwrapped(content), *a, **k)),
+        mock.patch.object(neighbors, "_fused", return_value=None),  # nothing can be compiled for it
         mock.patch.object(torch.cuda, "mem_get_info", return_value=(free_bytes, 2**37)),
         mock.patch.object(torch.cuda, "get_rng_state", return_value=torch.get_rng_state()),
         mock.patch.object(torch.cuda, "set_rng_state"),

@@ -1,16 +1,19 @@
 """Costs against NumPy, SciPy and the full matrix in float64."""
 
+import shutil
+import warnings
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.turns import peak_megabytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from wae_lightning import costs
+from wae_lightning import neighbors
 from wae_lightning.costs import (
     AbsoluteError,
     BinaryCrossEntropy,
@@ -21,9 +24,9 @@ from wae_lightning.costs import (
     SquaredError,
     chamfer_distance,
     earth_movers_distance,
-    nearest_neighbors,
     sinkhorn_distance,
 )
+from wae_lightning.neighbors import nearest_neighbors
 
 
 def clouds(*shape: int, seed: int = 0) -> Tensor:
@@ -76,11 +79,14 @@ def test_scale_must_be_positive(scale):
         ChamferDistance(scale)
 
 
-@pytest.fixture(params=["k-d trees", "matrices"])
+@pytest.fixture(params=["k-d trees", "matrices", "fused"])
 def search(request, monkeypatch):
-    """Both ways to find nearest neighbours."""
-    if request.param == "matrices":  # those of other devices than the CPU
-        monkeypatch.setattr(costs, "_neighbors_by_trees", costs._neighbors_by_matrices)
+    """The ways to find nearest neighbours; all but the first are those of other devices than the CPU."""
+    if request.param == "fused":  # its arithmetic: what is compiled is tested below
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        monkeypatch.setattr(neighbors, "_neighbors_by_trees", neighbors.FusedSearch())
+    elif request.param == "matrices":
+        monkeypatch.setattr(neighbors, "_neighbors_by_trees", neighbors._neighbors_by_matrices)
 
 
 @pytest.mark.usefixtures("search")
@@ -106,6 +112,27 @@ def test_nearest_neighbors_by_brute_force():
     matrix = torch.cdist(a.double(), b.double())
     assert torch.equal(to_b, matrix.argmin(2))
     assert torch.equal(to_a, matrix.argmin(1))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+def test_the_compiled_search_finds_the_same_and_keeps_no_matrix():
+    search, a, b = neighbors.FusedSearch(), clouds(2, 50), clouds(2, 50, seed=1)
+    for found, exact in zip(search(a, b), nearest_neighbors(a, b), strict=True):
+        assert torch.equal(found, exact)
+    a, b = clouds(4, 2000), clouds(4, 2000, seed=1)
+    assert peak_megabytes(lambda: search(a, b), a.device) < 5
+    assert peak_megabytes(lambda: neighbors._neighbors_by_matrices(a, b), a.device) > 50
+
+
+@pytest.mark.parametrize("compiled", [lambda x, y: 1 / 0, lambda x, y: torch.zeros(x.shape[:2], dtype=torch.int64)])
+def test_where_the_search_cannot_be_compiled_or_is_wrong_matrices_serve(monkeypatch, compiled):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled)
+    search, a, b = neighbors.FusedSearch(), clouds(2, 50), clouds(2, 60, seed=1)
+    with pytest.warns(UserWarning, match="by matrices, as the fused search fails: (division by zero|it finds other)"):
+        assert search(a, b) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert search(a, b) is None
 
 
 def test_chamfer_gradient_by_differences():

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from wae_lightning import PointNetWAE
 from wae_lightning.callbacks import PointCloudPictures, draw_point_sets
 from wae_lightning.costs import SquaredError, chamfer_distance
+from wae_lightning.kernels import squared_distances
 from wae_lightning.lightning import TensorBoardLogger, Trainer
 from wae_lightning.networks import (
     FoldingDecoder,
@@ -27,7 +28,7 @@ from wae_lightning.networks import (
 from wae_lightning.noise import FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD
 from wae_lightning.penalties.adversarial import Adversarial
-from wae_lightning.pointnet import upright_pose
+from wae_lightning.pointnet import assign, upright_pose
 from wae_lightning.priors import Normal
 
 
@@ -281,6 +282,29 @@ def test_partners_are_the_least_distant_assignment_of_draws_from_the_prior():
         permutations(range(5)), key=lambda order: (z.double() - draws[list(order)].double()).square().sum().item()
     )
     assert torch.equal(partners, draws[list(least)])
+
+
+class Elsewhere(torch.Tensor):
+    """On the CPU, and says that it lies on a GPU."""
+
+    device = torch.device("cuda")
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+@pytest.mark.parametrize(("n", "d", "times"), [(64, 8, 300), (512, 8, 3), (512, 128, 3)])
+def test_the_assignment_of_a_gpu_is_nearly_the_exact_one(n, d, times):
+    torch.manual_seed(0)
+    codes, draws = torch.randn(n, d).tanh() + 0.3, torch.randn(n, d)
+    distances = squared_distances(codes, draws)
+    rows, drawn = torch.arange(n), torch.stack([assign(distances.as_subclass(Elsewhere)) for _ in range(times)])
+    exact = distances[rows, assign(distances)].sum().item()
+    found = distances[rows, drawn].sum(1).mean().item()
+    assert exact < found < 1.08 * exact
+    # partners follow the prior: each draw from it is taken as often as any other
+    counts = drawn.flatten().bincount(minlength=n) / times
+    assert times < 300 or 0.7 < counts.min() <= counts.max() < 1.3
+    torch.testing.assert_close(draws[drawn].mean((0, 1)), draws.mean(0), rtol=0, atol=0.06)
 
 
 def test_partners_follow_the_prior_however_the_codes_lie():

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.spatial import cKDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.neighbors import nearest_neighbors
 from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
 
@@ -28,6 +28,7 @@ __all__ = [
     "earth_movers_distance",
     "nearest_neighbors",
     "sinkhorn_distance",
+    "transport_plan",
 ]
 
 
@@ -135,45 +136,6 @@ def _rows(points: Tensor, index: Tensor) -> Tensor:
     return points.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
 
 
-@torch.no_grad()
-def nearest_neighbors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds the nearest point of ``b`` for each point of ``a``, and the reverse.
-
-    Exact: by k-d trees on the CPU, by matrices of distances, a few clouds at a time, on other devices. Of equally near
-    points any may be chosen.
-
-    Args:
-        a: Point sets (B, N, 3).
-        b: Point sets (B, M, 3).
-
-    Returns:
-        Row numbers in ``b``, int64 (B, N), and row numbers in ``a``, int64 (B, M).
-    """
-    return (_neighbors_by_trees if a.device.type == "cpu" else _neighbors_by_matrices)(a, b)
-
-
-def _neighbors_by_trees(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    to_b, to_a = (torch.empty(points.shape[:2], dtype=torch.int64) for points in (a, b))
-    for i, (x, y) in enumerate(zip(a.numpy(), b.numpy(), strict=True)):
-        # unbalanced trees are quicker to build, and as exact
-        to_b[i] = torch.from_numpy(cKDTree(y, balanced_tree=False, compact_nodes=False).query(x)[1])
-        to_a[i] = torch.from_numpy(cKDTree(x, balanced_tree=False, compact_nodes=False).query(y)[1])
-    return to_b, to_a
-
-
-def _neighbors_by_matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    found = []
-    clouds_at_once = max(2**24 // (a.shape[1] * b.shape[1]), 1)
-    for x, y in zip(torch.split(a, clouds_at_once), torch.split(b, clouds_at_once), strict=True):
-        # by differences: |x|² - 2xy + |y|² would lose small distances to rounding, and to TF32 on a GPU
-        distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
-        for axis in (1, 2):
-            difference = x[:, :, None, axis] - y[:, None, :, axis]
-            distances.addcmul_(difference, difference)
-        found.append((distances.argmin(2), distances.argmin(1)))
-    return torch.cat([to_b for to_b, _ in found]), torch.cat([to_a for _, to_a in found])
-
-
 def chamfer_distance(a: Tensor, b: Tensor, squared: bool = True) -> Tensor:
     r"""Computes the Chamfer distance of each pair of point sets.
 
@@ -279,20 +241,32 @@ def sinkhorn_distance(a: Tensor, b: Tensor, blur: float = 0.02, iterations: int 
         a, b = a - center, b - center
         with torch.no_grad():
             cost = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square_()
-            log_n, log_m = math.log(a.shape[1]), math.log(b.shape[1])
-            widths = cost.amax((1, 2)).sqrt().clamp(min=blur)
-            f, g = cost.new_zeros(a.shape[:2]), cost.new_zeros(b.shape[:2])
-            for i in range(iterations):
-                # geometric from the diameter to the blur over the first half
-                share = min(2 * i / iterations, 1.0)
-                epsilon = (widths ** (1 - share) * blur**share).square().view(-1, 1, 1)
-                f = -epsilon[:, 0] * (((g.unsqueeze(1) - cost) / epsilon).logsumexp(2) - log_m)
-                g = -epsilon[:, 0] * (((f.unsqueeze(2) - cost) / epsilon).logsumexp(1) - log_n)
-            # g has just made the columns sum to 1 / M; as a softmax, that does not overflow at a diameter of 10^5 blurs
-            plan = ((f.unsqueeze(2) - cost) / epsilon).softmax(1) / b.shape[1]
+            plan = transport_plan(cost, blur, iterations) / b.shape[1]
         moved: Tensor = (plan.sum(2) * a.square().sum(2)).sum(1) + (plan.sum(1) * b.square().sum(2)).sum(1)
         moved = moved - 2 * (a * (plan @ b)).sum((1, 2))
         return moved.clamp(min=0)
+
+
+@torch.no_grad()
+def transport_plan(cost: Tensor, blur: float, iterations: int) -> Tensor:
+    """The entropic plan of :func:`sinkhorn_distance` for squared distances (B, N, M): its columns sum to 1.
+
+    Args:
+        cost: Squared distances (B, N, M).
+        blur: Root of the entropy's weight.
+        iterations: How often rows and columns are normalised in turn.
+    """
+    log_n, log_m = math.log(cost.shape[1]), math.log(cost.shape[2])
+    widths = cost.amax((1, 2)).sqrt().clamp(min=blur)
+    f, g = cost.new_zeros(cost.shape[:2]), cost.new_zeros(cost.shape[0], cost.shape[2])
+    for i in range(iterations):
+        # geometric from the diameter to the blur over the first half
+        share = min(2 * i / iterations, 1.0)
+        epsilon = (widths ** (1 - share) * blur**share).square().view(-1, 1, 1)
+        f = -epsilon[:, 0] * (((g.unsqueeze(1) - cost) / epsilon).logsumexp(2) - log_m)
+        g = -epsilon[:, 0] * (((f.unsqueeze(2) - cost) / epsilon).logsumexp(1) - log_n)
+    # g has just made the columns sum to 1; as a softmax, that does not overflow at a diameter of 10^5 blurs
+    return ((f.unsqueeze(2) - cost) / epsilon).softmax(1)
 
 
 class _PointSetCost(Cost):

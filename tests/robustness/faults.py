@@ -75,7 +75,11 @@ _FAULTS = {
         ("reconstruction, self.blur, self.iterations)", "reconstruction)", "costs"),
         ("min(2 * i / iterations, 1.0)", "min(i / 4 / iterations, 1.0)", "costs"),
         ("linear_sum_assignment(matrix)", "linear_sum_assignment(matrix**2)", "costs"),
+    ],
+    "wae_lightning/neighbors.py": [
         ("for axis in (1, 2):", "for axis in (1,):", "costs"),
+        ("- q.unsqueeze(1)).square()", "- q.unsqueeze(1)).abs()", "costs"),
+        ("if not torch.allclose(", "if torch.allclose(", "costs"),
     ],
     "wae_lightning/image_parts.py": [
         ("(height - high, height), (0, wide)", "(high, height), (0, wide)", "half_images"),
