@@ -17,7 +17,7 @@ def test_the_quick_check_passes_on_the_cpu(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     parts = json.loads((tmp_path / "check.json").read_text())["parts"]
     assert list(parts) == ["parts", "mnist_wae_mmd, generate", "waits mnist_wae_mmd"]
-    assert parts["parts"]["rows"]["MMD"]["value"] < 1e-5
+    assert all(parts["parts"]["rows"][name]["value"] < 1e-5 for name in ("MMD", "ConvDecoder", "GaussianNoise"))
     assert parts["mnist_wae_mmd, generate"]["test/cost"] > 0
     assert parts["waits mnist_wae_mmd"]["operators per step"] > 50
     assert "0 of 3 failed" in run.stdout
@@ -45,3 +45,8 @@ def test_every_config_of_ours_is_among_the_runs():
     }
     assert {f"--config={name}" for name in names} <= used
     assert "--accelerator=gpu" in used
+    for config in ("mnist_wae_mmd", "mnist_wae_gan", "mnist_conditional", "modelnet40_pointnet"):
+        rows = {title.removeprefix(config) for title in runs if title.startswith(f"{config},")}
+        assert {", compiled", ", workers", ", evaluate", ", generate"} <= rows
+        for precision in ("32-true", "bf16-mixed", "16-mixed"):
+            assert {f", {precision}, resumed", f", {precision}, clipped"} <= rows

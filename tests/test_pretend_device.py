@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 
 from datamodules import HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAE, WAEGAN, ConditionalWAE, PointNetWAE, costs, kernels, noise, penalties, priors
-from wae_lightning.callbacks import CodePictures, ImagePictures, SampleQuality
+from wae_lightning.callbacks import CodePictures, CompletionPictures, ImagePictures, PointCloudPictures, SampleQuality
 from wae_lightning.cli import generate
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.train import Train
@@ -141,11 +141,12 @@ def test_the_command_line_trains_resumes_tests_and_generates(tmp_path, monkeypat
     monkeypatch.setattr(generate, "choose_device", lambda accelerator: CUDA)
     flags = [f"--config={config}", "--accelerator=cpu", "--enable_model_summary=false", *SHORT]
     before = torch.get_float32_matmul_precision()
-    with pretend_device():
+    with pretend_device() as record:
         for more in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
             cli = Train(*complete_flags([*flags, *more]))
-            put_there(cli.trainer)
+            put_there(cli.trainer).callbacks.insert(0, Phases(record))
             cli.train()
+        assert not record.of("step")
         assert cli.trainer.global_step == 8
         last = f"runs/{config}/version_0"
         for what in ("samples", "traversal", "interpolation")[: 3 if config == "mnist_wae_mmd" else 1]:
@@ -154,11 +155,18 @@ def test_the_command_line_trains_resumes_tests_and_generates(tmp_path, monkeypat
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_callbacks_draw_and_measure(tmp_path):
-    pictures = [ImagePictures(), CodePictures(30), SampleQuality(num_samples=20)]
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("mmd", lambda: [ImagePictures(), CodePictures(30), SampleQuality(num_samples=20)]),
+        ("conditional", lambda: [CompletionPictures()]),
+        ("pointnet", lambda: [PointCloudPictures(), CodePictures(30)]),
+    ],
+)
+def test_callbacks_draw_and_measure(tmp_path, name, make):
     with pretend_device():
-        fitting = put_there(trainer(tmp_path, limit_train_batches=2, callbacks=pictures))
-        model, data = MODELS["mmd"](), data_of("mmd")
+        fitting = put_there(trainer(tmp_path, limit_train_batches=2, callbacks=make()))
+        model, data = MODELS[name](), data_of(name)
         fitting.fit(model, data)
         fitting.test(model, data, verbose=False)
 

@@ -266,7 +266,8 @@ def transport_plan(cost: Tensor, blur: float, iterations: int) -> Tensor:
         f = -epsilon[:, 0] * (((g.unsqueeze(1) - cost) / epsilon).logsumexp(2) - log_m)
         g = -epsilon[:, 0] * (((f.unsqueeze(2) - cost) / epsilon).logsumexp(1) - log_n)
     # g has just made the columns sum to 1; as a softmax, that does not overflow at a diameter of 10^5 blurs
-    return ((f.unsqueeze(2) - cost) / epsilon).softmax(1)
+    plan: Tensor = ((f.unsqueeze(2) - cost) / epsilon).softmax(1)
+    return plan
 
 
 class _PointSetCost(Cost):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["CodeMemory"]
 
@@ -32,6 +37,12 @@ class CodeMemory(nn.Module):
         self.capacity = capacity
         self._batches: deque[Tensor] = deque()
         self._count = 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # the codes move with the model, like its buffers, in their own precision: a resumed step copies nothing
+        self._batches = deque(batch.to(fn(batch[:0]).device) for batch in self._batches)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def __len__(self) -> int:
         return self._count

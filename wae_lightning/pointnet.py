@@ -249,7 +249,7 @@ def assign(distances: Tensor) -> Tensor:
     """
     if distances.device.type == "cpu":
         return torch.from_numpy(linear_sum_assignment(distances.numpy())[1])
-    (plan,) = transport_plan((distances / distances.mean()).unsqueeze(0), blur=0.02**0.5, iterations=30)
+    plan: Tensor = transport_plan((distances / distances.mean()).unsqueeze(0), blur=0.02**0.5, iterations=30)[0]
     return (plan / torch.empty_like(plan).exponential_()).argmax(1)
 
 

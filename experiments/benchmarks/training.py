@@ -188,7 +188,7 @@ def precision(options: Options) -> dict[str, Any]:
     ``share of matmul rate`` is the arithmetic of matrix products and convolutions, forward and backward, in relation
     to the rate that a large matrix product reaches on this device in the same precision.
     """
-    configs = {"mnist_wae_mmd": (1, 28, 28), "mnist_wae_mmd_paper": (1, 28, 28), "celeba_wae_mmd_paper": (3, 64, 64)}
+    configs = {"mnist_wae_mmd": (1, 28, 28), "mnist_wae_mmd_paper": (1, 28, 28), "celeba_wae_gan_paper": (3, 64, 64)}
     steps, rounds = (3, 1) if options.quick else (100, 2)
     rows: dict[str, Any] = {}
     for mode, flags in list(MODES.items())[: 3 if options.quick else None]:
