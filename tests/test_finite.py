@@ -273,6 +273,16 @@ def test_a_gradient_scaler_may_leave_out_single_steps(tmp_path):
         run(once=False)
 
 
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("16-mixed", "try precision bf16-mixed"), ("32-true", "Try a lower")]
+)
+def test_an_overflow_of_float16_is_called_so(tmp_path, precision, advice):
+    trained = trainer(tmp_path)
+    trained.precision_plugin.precision = precision
+    with pytest.raises(FloatingPointError, match=advice):
+        trained.fit(with_layer("decoder", GoesBad(at=2, once=False)), images())
+
+
 def _zeroed(loss, model):
     for parameter in model.parameters():
         parameter.grad = None if parameter.grad is None else parameter.grad.nan_to_num(0, 0, 0)

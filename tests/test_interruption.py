@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import threading
+from datetime import timedelta
 
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_a_checkpoint_that_cannot_be_written_meanwhile_is_told(tmp_path, monkeyp
         fitting.fit(WAEMMD(**perceptrons()), Numbers())
     assert fitting.current_epoch < 3
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_checkpoint_is_written_after_so_much_time(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("wae_lightning.training.interruption.time.monotonic", lambda: float(next(clock)))
+    last, steps = LastCheckpoint(interval=timedelta(seconds=3)), []
+    flags = {"limit_train_batches": 10, "limit_val_batches": 0, "enable_checkpointing": True}
+    fitting = trainer(tmp_path, callbacks=[last], **flags)
+    monkeypatch.setattr(fitting, "save_checkpoint", lambda *_, **__: steps.append(fitting.global_step))
+    fitting.fit(WAEMMD(**perceptrons()), Numbers())
+    # each step looks at the clock once, each checkpoint once more; the end of the epoch writes its own
+    assert steps == [3, 6, 9, 10]
 
 
 class Numbers(BatchDataModule):

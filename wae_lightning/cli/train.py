@@ -183,6 +183,7 @@ class Train(LightningCLI):
         if flags.enable_progress_bar is not False and not chosen:
             self.trainer_defaults["callbacks"].append(ProgressBar())
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
+        self.last.interval = self.config.checkpoint.train_time_interval
         self.choose_folder()
 
     def choose_folder(self) -> None:

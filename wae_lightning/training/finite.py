@@ -16,6 +16,7 @@ from wae_lightning.lightning import Callback, LightningModule, Trainer
 __all__ = ["StopAtBadNumbers", "first_bad_module", "first_bad_weights"]
 
 ADVICE = "Try a lower learning rate, gradient_clip_val 1, or detect_anomaly true to see where it begins"
+ADVICE_FLOAT16 = "float16 holds no number beyond 65,504: try precision bf16-mixed, which has the range of float32"
 
 
 class StopAtBadNumbers(Callback):
@@ -75,9 +76,10 @@ class StopAtBadNumbers(Callback):
         values = {name: x for name, x in logged.items() if name != "loss" and "accuracy" not in name}
         names = [name for name, value in values.items() if not abs(value) < float("inf")]
         found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        advice = ADVICE_FLOAT16 if str(trainer.precision).startswith("16") else ADVICE
         raise FloatingPointError(
             f"training step {step}: {' and '.join(names) or 'the loss'} not finite ({found}); first bad module: "
-            f"{self._first_bad_module(trainer, model)}{_kept(trainer)}. {ADVICE}"
+            f"{self._first_bad_module(trainer, model)}{_kept(trainer)}. {advice}"
         )
 
     def _first_bad_module(self, trainer: Trainer, model: LightningModule) -> str:

@@ -7,10 +7,12 @@ import math
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -128,9 +130,10 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which training goes on as if it had never stopped.
 
-    It is written at the end of each epoch, after every ``every_n_steps`` steps, and when the process gets SIGINT
-    (Ctrl-C) or SIGTERM (a cluster takes the machine back): that one first finishes its step, or the validation under
-    way, because a checkpoint from within would not go on exactly. A second signal stops at once and writes nothing.
+    It is written at the end of each epoch, after every ``every_n_steps`` steps or so much time, and when the process
+    gets SIGINT (Ctrl-C) or SIGTERM (a cluster takes the machine back): that one first finishes its step, or the
+    validation under way, because a checkpoint from within would not go on exactly. A second signal stops at once and
+    writes nothing.
     Neither does any other exception: in the middle of a step the weights are half updated, and ``last.ckpt`` is worth
     more as it is. With several processes, signals are left to Lightning.
 
@@ -138,16 +141,24 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: Number of optimizer steps between two checkpoints within an epoch; None: none there. The step
             before a validation is left out, as the one at its end does instead.
         folder: Where ``last.ckpt`` is written; None: ``checkpoints`` in the run's folder.
+        interval: Time between two checkpoints within an epoch; None: none by time.
     """
 
-    def __init__(self, every_n_steps: int | None = None, folder: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        folder: str | Path | None = None,
+        interval: timedelta | None = None,
+    ) -> None:
         self.every_n_steps = every_n_steps
+        self.interval = interval
         self.folder = folder
         self.signal: signal.Signals | None = None
         """The signal that asked training to stop."""
         self.best_model_path = ""
         """The file that was written last, under the name that Lightning's own callback has for it."""
         self._saved_at = -1
+        self._saved_time = 0.0
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -159,6 +170,7 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)  # what a callback of the user adds may be any object
         self.best_model_path = path
         self._saved_at = trainer.global_step
+        self._saved_time = time.monotonic()
 
     def _ask_to_stop(self, trainer: Trainer) -> None:
         """Makes Lightning stop after this step, if a signal came. Nothing public does it without ending the epoch."""
@@ -166,6 +178,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signal = None
+        self._saved_time = time.monotonic()
         self._ask_to_stop(trainer)
         self._process = os.getpid()
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
@@ -183,17 +196,24 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.signal is None and not self.every_n_steps:
+        if self.signal is None and not self.every_n_steps and self.interval is None:
             return
         if _accumulates(trainer, batch_idx):
             return
         if self.signal is not None:
             self._ask_to_stop(trainer)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if self._is_due(trainer):
             count = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
             # A checkpoint from before a validation would go on after it, without its draws of random numbers.
             if not trainer.is_last_batch and (count + 1) % (trainer.val_check_batch or math.inf):
                 self._save(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        due = bool(self.every_n_steps) and trainer.global_step % (self.every_n_steps or 1) == 0
+        if self.interval is not None:
+            late = time.monotonic() - self._saved_time >= self.interval.total_seconds()
+            due |= bool(trainer.strategy.broadcast(late))
+        return due
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

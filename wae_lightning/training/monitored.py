@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ class MonitoredCheckpoint(ModelCheckpoint):
         mode: Whether the lowest (``min``) or the highest (``max``) value is kept.
         every_n_train_steps: Number of steps between two writings of ``last.ckpt`` within an epoch: see
             :class:`~wae_lightning.training.interruption.LastCheckpoint`. Between two validations the metric is old.
+        train_time_interval: Time between two such writings.
         save_on_train_epoch_end: Whether to look at the end of the epoch, rather than of the validation.
         enable_version_counter: Whether a file that is there is kept beside a new one of its name; a resumed run writes
             some files again.
@@ -34,6 +36,7 @@ class MonitoredCheckpoint(ModelCheckpoint):
         filename: str | None = None,
         mode: Literal["min", "max"] = "min",
         every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
         save_on_train_epoch_end: bool | None = False,
         enable_version_counter: bool = False,
         **arguments: Any,
