@@ -1,17 +1,21 @@
 """The yardstick: the digit classifier, the Fréchet distance on its features, and evaluate.py."""
 
+import csv
 import json
 
+import matplotlib.axes
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torchvision
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_pil_image
 
 from datamodules import MNISTDataModule
 from wae_lightning.cli import evaluate
 from wae_lightning.cli.load import load_data, load_model
+from wae_lightning.cli.tables import better, format_table, plot_against_weight
 from wae_lightning.evaluation import evaluate_images
 from wae_lightning.evaluation import images as image_measures
 from wae_lightning.metrics import DigitClassifier, DigitFeatures
@@ -163,14 +167,70 @@ def test_a_moved_checkpoint_is_measured_without_the_data_it_was_trained_on(check
     assert {"sharpness_samples", "training_codes_mmd_p_value"} <= results.keys()
 
 
-def test_several_checkpoints_stand_beside_one_another(checkpoint, tmp_path, capsys):
-    out = tmp_path / "out.json"
-    evaluate.main([str(checkpoint), "--beside", str(checkpoint), "--num_samples", "50", "--out", str(out)])
-    results = json.loads(out.read_text())
-    (other,) = results.pop("beside").values()
-    assert results.pop("checkpoint") == "last.ckpt"
-    assert other == results
-    assert f"column 2: {checkpoint}" in capsys.readouterr().out
+def test_several_runs_make_a_table_and_a_plot(checkpoint, tmp_path, capsys):
+    out, table, plot = (tmp_path / name for name in ("out.json", "table.csv", "plot.png"))
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["penalty_weight"] = 3.0
+    other = tmp_path / "runs" / "mine" / "version_7" / "checkpoints" / "last.ckpt"
+    other.parent.mkdir(parents=True)
+    torch.save(content, other)
+    files = ["--out", str(out), "--table", str(table), "--plot", str(plot)]
+    # the value of a flag is no run
+    evaluate.main(["--data.batch_size", "500", str(checkpoint), str(other), "--num_samples", "50", *files])
+    first = json.loads(out.read_text())
+    (second,) = first.pop("beside").values()
+    assert first.pop("checkpoint") == "last.ckpt"
+    assert first == second  # λ plays no part in what is measured
+    heads, *lines = csv.reader(table.open())
+    assert heads == ["", "mnist_wae_mmd/version_0", "mine/version_7"]
+    cells = {line[0]: line[1:] for line in lines}
+    assert {len(row) for row in cells.values()} == {2}
+    assert float(cells["fid_digits_50 ↓"][0]) == pytest.approx(first["fid_digits_50"], rel=1e-3)
+    assert "psnr ↑" in cells
+    assert "fid_digits_floor" in cells
+    assert "fid_digits_50 ↓" in capsys.readouterr().out
+    assert torchvision.io.read_image(str(plot)).shape[2] >= 900
+
+
+def test_tables_are_valid_in_each_format():
+    rows = {"a_b": {"fid": 1.5, "100 %": 2.0}, "c|d": {"fid": 1234.5}}
+    assert format_table(rows, ".md").splitlines()[2] == "| fid ↓ | 1.5 | 1234 |"
+    assert r"c\|d" in format_table(rows, ".md")
+    assert r"100 \% & 2 & - \\" in format_table(rows, ".tex")
+    assert r" & a\_b & c|d \\" in format_table(rows, ".tex")
+    assert list(csv.reader(format_table(rows, ".csv").splitlines()))[2] == ["100 %", "2", "-"]
+    with pytest.raises(ValueError, match=r"end in .txt, .md, .tex, .csv, got '.xls'"):
+        format_table(rows, ".xls")
+
+
+@pytest.mark.parametrize(
+    ("measure", "direction"),
+    [
+        ("kid_digits_10k", "↓"), ("precision_digits_10k", "↑"), ("mse", "↓"), ("test_codes_mmd", ""),
+        ("prior: 1-NNA-CD", "↓"), ("prior: COV-CD", "↑"), ("prior: MMD-CD x1e3", "↓"), ("CD x1e3", "↓"),
+        ("recall_digits_floor", ""), ("agreement_reference", ""), ("sharpness_samples", ""),
+    ],
+)  # fmt: skip
+def test_arrows_say_what_is_better(measure, direction):
+    assert better(measure) == direction
+
+
+def test_a_plot_has_the_mean_over_seeds_at_each_weight(monkeypatch):
+    drawn = []
+    plot = matplotlib.axes.Axes.plot
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda *a, **k: drawn.append(a[1:3]) or plot(*a, **k))
+    rows = [{"fid_digits_10k": value, "psnr": 1.0} for value in (3.0, 1.0, 5.0)]
+    plot_against_weight(rows, [10.0, 0.0, 10.0])
+    assert drawn[0] == ((0.0, 10.0), (1.0, 4.0))
+    with pytest.raises(ValueError, match="no measure in common that says how good they are"):
+        plot_against_weight([{"sharpness_real": 1.0}], [1.0])
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--table", "a.xls"), ("--plot", "a.txt"), ("--table", "nowhere/a.md")])
+def test_files_that_cannot_be_written_are_refused(checkpoint, tmp_path, capsys, flag, name):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main([str(checkpoint), "--num_samples", "20", flag, str(tmp_path / name)])
+    assert f"{flag} {tmp_path / name}: " in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,10 @@ def test_tensorboard_shows_scalars_and_pictures_of_each_epoch(run):
     assert set(tags["images"]) == {"samples", "reconstructions", "interpolations", "codes"}
     assert [image.step for image in events.Images("samples")] == [2, 5]  # the last steps of two epochs of three
     assert len(events.Scalars("train/cost")) == 6
+    (about,) = events.Tensors("run/text_summary")
+    text = about.tensor_proto.string_val[0].decode()
+    assert "--config=mnist_wae_mmd" in text.splitlines()[1]
+    assert "  penalty_weight: 10" in text or "penalty_weight: 10" in text
 
 
 def test_a_checkpoint_of_a_run_loads_without_other_arguments(run):

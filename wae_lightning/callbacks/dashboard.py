@@ -30,9 +30,13 @@ class Dashboard(Callback):
     and validation. The hparams page has a row for each run that was tested, with what was logged under ``test/``, so
     that runs can be sorted by it. What matters most comes first: model, penalty and its weight, prior, latent
     dimensions, cost, noise, flow and the (largest) learning rate, whether given or left at the default.
+
+    Attributes:
+        about: Markdown for the text page, such as the command and the config of the run; empty: there is none.
     """
 
     def __init__(self) -> None:
+        self.about = ""
         self._laid_out = False
         self._lr: float | None = None
 
@@ -42,6 +46,8 @@ class Dashboard(Callback):
         # OneCycleLR begins at a fraction of its max_lr
         lr = group.get("max_lr", group.get("initial_lr", group.get("lr")))
         self._lr = None if lr is None else float(lr)
+        for writer in tensorboard_writers(trainer) if self.about else ():
+            writer.add_text("run", self.about, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

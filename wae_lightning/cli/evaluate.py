@@ -1,4 +1,4 @@
-"""Measures trained models: ``evaluate.py CKPT``, or the folder of a run.
+"""Measures trained models: ``evaluate.py CKPT``, or the folder of a run; several give a table, a column each.
 
 Images: Fréchet distance (FID), kernel distance (KID), improved precision and recall of samples from the prior and from
 mixtures fitted to the training codes, reconstructions, sharpness, and whether the codes follow the prior. Point clouds:
@@ -7,7 +7,7 @@ reconstructions, samples and codes. Pairs: the completion metrics of the model's
 Features of digits are those of the digit classifier that comes with the package, of other images those of the Inception
 network; keys say which, and how many samples (``fid_digits_10k``). Values compare only under one key. ``floor`` is what
 real training images score against the test images. The data set is the one that the checkpoint was trained on;
-``--data.root DIR`` and the like change its arguments. Prints a table and, with --out, writes it as JSON.
+``--data.root DIR`` and the like change its arguments. Prints a table, in which arrows say what is better.
 
 ``evaluate.py --real DIR --samples DIR`` measures a folder of pictures from any source against one of real ones.
 """
@@ -21,10 +21,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
+from wae_lightning.cli.tables import FORMATS, PLOTS, format_table, plot_against_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,10 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ckpt", type=Path, nargs="?", help="checkpoint written by train.py, or its run's folder")
+    parser.add_argument("ckpt", type=Path, nargs="*", help="checkpoint written by train.py, or its run's folder")
     parser.add_argument("--real", type=Path, metavar="DIR", help="without CKPT: folder of real pictures")
     parser.add_argument("--samples", type=Path, metavar="DIR", help="without CKPT: folder of generated pictures")
-    parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], help="more checkpoints, a column of the table each"
-    )
+    parser.add_argument("--beside", type=Path, nargs="+", default=[], help="more checkpoints")
     parser.add_argument("--data.NAME", metavar="VALUE", help="another value for an argument of the data module")
     parser.add_argument("--num_samples", type=int, default=10_000, help="samples drawn from each sampler (10000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (0)")
@@ -51,38 +50,53 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser.add_argument("--classifier", type=Path, help="file of the judge of point clouds; trained if left out")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--table", type=Path, help="the table as a file: .md, .tex (LaTeX), .csv or .txt")
+    parser.add_argument("--plot", type=Path, help="quality of the runs against penalty_weight: .png, .pdf or .svg")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known, overrides = read_overrides(parser, arguments)
     try:
         if known.num_samples < 2:
             raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
-        folders = known.real, known.samples
+        for flag, path, endings in (("--table", known.table, FORMATS), ("--plot", known.plot, PLOTS)):
+            if path and path.suffix not in endings:
+                raise UsageError(f"{flag} {path}: expected a name that ends in {', '.join(endings)}")
+        folders, checkpoints = (known.real, known.samples), [*known.ckpt, *known.beside]
         paths: list[Path] = []
+        weights: list[float] = []
         if any(folders):
-            if known.ckpt or known.beside or overrides or not all(folders):
-                raise UsageError("--real DIR and --samples DIR belong together, without a checkpoint or --data")
+            if checkpoints or overrides or known.plot or not all(folders):
+                raise UsageError("--real DIR and --samples DIR belong together, without a checkpoint, --plot or --data")
             rows = [measure_folders(*folders, known)]
         else:
-            if known.ckpt is None:
+            if not checkpoints:
                 raise UsageError("expected a checkpoint, or --real DIR and --samples DIR")
-            paths = [find_checkpoint(path) for path in (known.ckpt, *known.beside)]
-            rows = measure(paths, overrides, known)
+            paths = [find_checkpoint(path) for path in checkpoints]
+            rows, weights = measure(paths, overrides, known)
+        columns = dict(zip(name_runs(paths) or [str(known.samples)], rows, strict=True))
         if known.out:
-            write_json(paths, rows, known.out)
+            write("--out", known.out, (json.dumps(as_json(paths, rows), indent=2) + "\n").encode())
+        if known.table:
+            write("--table", known.table, (format_table(columns, known.table.suffix) + "\n").encode())
+        if known.plot:
+            write("--plot", known.plot, plot_against_weight(rows, weights, known.plot.suffix))
     except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
-    if len(paths) > 1:
-        for number, path in enumerate(paths, 1):
-            print(f"column {number}: {path}")
-    width = max(map(len, rows[0]))
-    for name in rows[0]:
-        values = [row.get(name) for row in rows]
-        print(f"{name:{width}}", *("         -" if value is None else f"{value:10.4f}" for value in values))
+    print(format_table(columns))
 
 
-def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namespace) -> list[dict[str, float]]:
-    """Measures each checkpoint."""
+def name_runs(paths: list[Path]) -> list[str]:
+    """What tells runs apart: ``config/version`` if that does, the whole path otherwise."""
+    short = [
+        "/".join(path.resolve().parts[-4:-2]) if path.parent.name == "checkpoints" else path.name for path in paths
+    ]
+    return short if len(set(short)) == len(short) else [f"{n}: {path}" for n, path in enumerate(paths, 1)]
+
+
+def measure(
+    paths: list[Path], overrides: dict[str, str], known: argparse.Namespace
+) -> tuple[list[dict[str, float]], list[float]]:
+    """The measures of each checkpoint, and λ of each."""
     # they bring torch and Lightning, which take seconds: a mistake on the command line is answered before
     from wae_lightning.cli.device import choose_device
     from wae_lightning.cli.load import import_modules, load_data, load_model
@@ -93,10 +107,12 @@ def measure(paths: list[Path], overrides: dict[str, str], known: argparse.Namesp
     import_modules(known.modules)
     device = choose_device(known.accelerator)
     options = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
-    return [
-        evaluate(load_model(path, known.modules).to(device), load_data(path, overrides, known.modules), *options)
-        for path in paths
-    ]
+    rows, weights = [], []
+    for path in paths:
+        model = load_model(path, known.modules).to(device)
+        rows.append(evaluate(model, load_data(path, overrides, known.modules), *options))
+        weights.append(float(model.penalty_weight))
+    return rows, weights
 
 
 def measure_folders(real: Path, samples: Path, known: argparse.Namespace) -> dict[str, float]:
@@ -153,18 +169,22 @@ def measure_folders(real: Path, samples: Path, known: argparse.Namespace) -> dic
     )
 
 
-def write_json(paths: list[Path], rows: list[dict[str, float]], out: Path) -> None:
-    """Writes the measures of the first checkpoint, and those of the others under ``beside``; never half a file.
-
-    Raises:
-        UsageError: If the file cannot be written.
-    """
+def as_json(paths: list[Path], rows: list[dict[str, float]]) -> dict[str, Any]:
+    """The measures of the first checkpoint, or of the folders, and those of the others under ``beside``."""
     beside = {str(path): row for path, row in zip(paths[1:], rows[1:], strict=False)}
     checkpoint = {"checkpoint": paths[0].name} if paths else {}
-    content = checkpoint | rows[0] | ({"beside": beside} if beside else {})
-    unfinished = out.with_name(f".{out.name}.part")
+    return checkpoint | rows[0] | ({"beside": beside} if beside else {})
+
+
+def write(flag: str, path: Path, content: bytes) -> None:
+    """Writes a file, never half of it.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(unfinished, out)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+        raise UsageError(f"{flag} {path}: cannot be written ({error.strerror or error})") from None

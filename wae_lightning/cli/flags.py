@@ -164,14 +164,18 @@ def read_overrides(
     parser: argparse.ArgumentParser, arguments: list[str] | None
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parses a command line on which ``--data.NAME VALUE`` stands for arguments of the data module, returned apart."""
-    known, rest = parser.parse_known_args(arguments)
     overrides: dict[str, str] = {}
-    remaining = iter(rest)
+    rest: list[str] = []
+    remaining = iter(sys.argv[1:] if arguments is None else arguments)
     for argument in remaining:
         flag, equals, value = argument.partition("=")
-        if not flag.startswith("--data."):
-            parser.error(f"unknown argument {flag}")
-        overrides[flag.removeprefix("--data.")] = value if equals else next(remaining, "")
+        if flag.startswith("--data."):
+            overrides[flag.removeprefix("--data.")] = value if equals else next(remaining, "")
+        else:
+            rest.append(argument)
+    known, unknown = parser.parse_known_args(rest)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0].partition('=')[0]}")
     return known, overrides
 
 

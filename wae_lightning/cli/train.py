@@ -135,6 +135,7 @@ class Train(LightningCLI):
             "init_args": {"save_dir": ROOT, "name": config_name, "default_hp_metric": False},
         }
         self.logging = GoOnLogging()
+        self.dashboard = Dashboard()
         # beside the callback of the best checkpoint, whose save_last would write only when the best one changes
         self.last = LastCheckpoint()
         super().__init__(
@@ -146,7 +147,7 @@ class Train(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "logger": self.logger,
-                "callbacks": [self.last, self.logging, Dashboard(), MonitorCheck()],
+                "callbacks": [self.last, self.logging, self.dashboard, MonitorCheck()],
             },
             # a resumed run goes on in its own folder
             save_config_kwargs={"overwrite": True},
@@ -271,6 +272,7 @@ class Train(LightningCLI):
         if isinstance(self.model, WAE):
             # it logs the first and the last step of each epoch, however short that is
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval")
+        self.dashboard.about = f"```\n{shlex.join(sys.argv)}\n```\n\n```yaml\n{self.parser.dump(self.config)}```"
         folder = self.folder if self.trainer.is_global_zero else None
         with hold_folder(folder) if folder else nullcontext():
             start, start_cpu = time.perf_counter(), time.process_time()
