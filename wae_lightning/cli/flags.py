@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import sys
 import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
