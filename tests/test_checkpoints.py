@@ -84,7 +84,7 @@ def test_no_command_springs_a_trap(trapped, main, arguments, monkeypatch, tmp_pa
 
 def test_the_weights_of_the_digit_classifier_are_plain(trapped, monkeypatch):
     path, sprung = trapped
-    monkeypatch.setattr("wae_lightning.metrics.digit_classifier.WEIGHTS", path)
+    monkeypatch.setattr(DigitClassifier, "weights", path)
     with pytest.raises(ValueError, match=r"trapped.ckpt: not a checkpoint"):
         DigitClassifier.pretrained()
     with pytest.raises(ValueError, match=r"trapped.ckpt: not a checkpoint, or a damaged one"):

@@ -18,8 +18,7 @@ from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.cli.tables import better, format_table, plot_against_weight
 from wae_lightning.evaluation import evaluate_images
 from wae_lightning.evaluation import images as image_measures
-from wae_lightning.metrics import DigitClassifier, DigitFeatures
-from wae_lightning.metrics.digit_classifier import WEIGHTS
+from wae_lightning.metrics import DigitClassifier, DigitClassifierTwin, DigitFeatures
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def checkpoint(trained):
 
 
 def test_the_classifier_knows_the_bundled_test_digits(digits):
-    assert WEIGHTS.stat().st_size < 1_000_000
+    assert all(kind.weights.stat().st_size < 1_000_000 for kind in (DigitClassifier, DigitClassifierTwin))
     images, labels = digits
     assert (DigitClassifier.pretrained()(images).argmax(1) == labels).float().mean() > 0.985
 
@@ -247,7 +246,7 @@ def inception_weights(tmp_path_factory):
 
 
 def test_inception_features_are_read_from_a_file(inception_weights, digits):
-    name, extractor = image_measures.choose_features("auto", (3, 32, 32), inception_weights)
+    ((name, extractor),) = image_measures.choose_features("auto", (3, 32, 32), inception_weights).items()
     assert name == "inception"
     images = digits[0][:4]
     features = extractor(images)
@@ -269,7 +268,7 @@ def test_features_that_cannot_be_had_are_named(tmp_path, capsys, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(image_measures, "FrechetInceptionDistance", unreachable)
-    assert image_measures.choose_features("auto", (3, 64, 64), None) == (None, None)
+    assert image_measures.choose_features("auto", (3, 64, 64), None) == {}
     printed = capsys.readouterr().out
     assert printed == "no Inception features: no network. FID, KID, precision and recall are left out.\n"
     with pytest.raises(ValueError, match="no network"):

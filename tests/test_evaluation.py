@@ -14,9 +14,11 @@ from wae_lightning import WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.cli import evaluate as command
 from wae_lightning.cli import train
 from wae_lightning.evaluation import clouds, evaluate, images
+from wae_lightning.evaluation.codes import noise_share
 from wae_lightning.evaluation.completions import LabelNet
+from wae_lightning.evaluation.images import Comparison
 from wae_lightning.lightning import LightningDataModule
-from wae_lightning.metrics import DigitFeatures
+from wae_lightning.metrics import DigitFeatures, PatchDistance
 from wae_lightning.networks import (
     ConvDecoder,
     ConvEncoder,
@@ -25,6 +27,7 @@ from wae_lightning.networks import (
     PointNetClassifier,
     PointNetEncoder,
 )
+from wae_lightning.noise import FixedNoise, InputNoise
 from wae_lightning.priors import Normal
 from wae_lightning.samplers import MixtureSampler
 
@@ -111,11 +114,16 @@ def test_measuring_leaves_the_data_module_as_it_was():
 
 @pytest.mark.parametrize(
     ("content", "weights", "expected"),
-    [("digits", None, "digits"), (None, None, None), ("digits", "weights.pth", "inception"), ("shirts", None, None)],
+    [
+        ("digits", None, ["digits", "digits_twin"]),
+        (None, None, []),
+        ("digits", "weights.pth", ["inception"]),
+        ("shirts", None, []),
+    ],
 )
 def test_only_digits_are_compared_by_the_digit_classifier(monkeypatch, content, weights, expected):
     monkeypatch.setattr(images, "InceptionFeatures", lambda weights: no_inception(weights) if weights is None else 1)
-    assert images.choose_features("auto", (1, 28, 28), weights, content)[0] == expected
+    assert list(images.choose_features("auto", (1, 28, 28), weights, content)) == expected
 
 
 def test_what_cannot_be_measured_is_said():
@@ -271,6 +279,14 @@ def test_samples_are_compared_with_test_images_and_the_floor_is_of_training_imag
             assert results[f"kid_digits_{name}"] == pytest.approx(polynomial_mmd(real, features), rel=1e-3)
             assert results[f"precision_digits_{name}"] == pytest.approx(share_inside(features, real))
             assert results[f"recall_digits_{name}"] == pytest.approx(share_inside(real, features))
+        twin = DigitFeatures(twin=True)
+        expected = frechet_distance(twin(data.test), twin(drawn))
+        assert results[f"fid_digits_twin_{name}"] == pytest.approx(expected, rel=1e-3)
+        patches = PatchDistance()
+        patches.update(data.test, real=True)
+        patches.update(drawn, real=False)
+        for scale, value in patches.compute().items():
+            assert results[f"patch_distance_{scale}_{name}"] == pytest.approx(float(value), rel=1e-2)
     assert results["precision_digits_floor"] != results["recall_digits_floor"]
     assert data.batch_size == 7
 
@@ -300,6 +316,29 @@ def test_pictures_and_codes_are_measured_as_defined(table):
         assert results[f"{part}_codes_largest_mean_error"] == pytest.approx(error, rel=1e-4)
         expected = imq_mmd(z.numpy(), model.prior.sample(COUNT).double().numpy(), 2 * 3 * 2.0**2)
         assert found["mmd"] == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_share_of_noise_is_what_the_noise_says():
+    """Half of a batch lies at 1, half at -1: variance 1, scaled by 1 - s² and joined by that of the noise, s²."""
+
+    class Signs(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4]
+
+    signs = torch.tensor([-1.0, 1.0]).repeat(2000)[:, None, None, None].expand(-1, 1, 28, 28)
+    for noise, share in ((None, 0), (FixedNoise(0.5), 0.25), (InputNoise(0.3), 0)):
+        model = WAEMMD(latent_dim=4, encoder=Signs(), noise=noise).eval()
+        assert noise_share(*(model.draw_codes(signs) for _ in range(2))) == pytest.approx(share, abs=0.01)
+
+
+@torch.no_grad()
+def test_small_images_and_those_without_features_are_compared_by_what_there_is(monkeypatch):
+    large, small = torch.rand(20, 3, 16, 16), torch.rand(20, 3, 12, 12)
+    assert set(Comparison(large.split(8), {}).measure(large.split(8))) == {
+        "patch_distance_mean", "patch_distance_16x16", "patch_distance_8x8"
+    }  # fmt: skip
+    assert Comparison(small.split(8), {}).measure(small.split(8)) == {}
 
 
 def imq_mmd(z, draws, c):

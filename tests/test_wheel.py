@@ -15,6 +15,7 @@ DATA = {
     "datamodules/data/digits.h5",
     "datamodules/py.typed",
     "wae_lightning/metrics/digit_classifier.pt",
+    "wae_lightning/metrics/digit_classifier_twin.pt",
     "wae_lightning/py.typed",
     "wae_lightning/cli/configs/mnist_wae_mmd.yaml",
 }

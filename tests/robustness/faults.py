@@ -631,8 +631,8 @@ _FAULTS = {
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (
-            "features_of(read_training_images(data, sum(sizes), model.device, model.input_key))",
-            "features_of(read_test_images(data))",
+            "comparison.measure(shown(model, training))",
+            "comparison.measure(shown(model, read_test_images(data)))",
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (
@@ -641,8 +641,8 @@ _FAULTS = {
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (
-            'compare(real, reconstructions)["fid"]',
-            'compare(real, real)["fid"]',
+            "comparison.measure(shown(model, reconstructions), only_distances=True)",
+            "comparison.measure(shown(model, read_test_images(data)), only_distances=True)",
             "evaluation::test_samples_are_compared_with_test_images_and_the_floor_is_of_training_images",
         ),
         (

@@ -1,13 +1,16 @@
 """Measures trained models: ``evaluate.py CKPT``, or the folder of a run; several give a table, a column each.
 
-Images: Fréchet distance (FID), kernel distance (KID), improved precision and recall of samples from the prior and from
-mixtures fitted to the training codes, reconstructions, sharpness, and whether the codes follow the prior. Point clouds:
-reconstructions, samples and codes. Pairs: the completion metrics of the model's own test.
+Images: Fréchet distance (FID), kernel distance (KID), improved precision and recall, and patch distance of samples from
+the prior and from mixtures fitted to the training codes, reconstructions, sharpness, whether the codes follow the
+prior, and which share of their variance is noise. Point clouds: reconstructions, samples and codes. Pairs: the
+completion metrics of the model's own test.
 
-Features of digits are those of the digit classifier that comes with the package, of other images those of the Inception
-network; keys say which, and how many samples (``fid_digits_10k``). Values compare only under one key. ``floor`` is what
-real training images score against the test images. The data set is the one that the checkpoint was trained on;
-``--data.root DIR`` and the like change its arguments. Prints a table, in which arrows say what is better.
+Features of digits are those of two digit classifiers that come with the package (the twin sees blur), of other images
+those of the Inception network; keys say which, and how many samples (``fid_digits_10k``). The patch distance needs no
+network: the sliced Wasserstein distance of patches at each scale, for images from 16 pixels on. Values compare only
+under one key. ``floor`` is what real training images score against the test images. The data set is the one that the
+checkpoint was trained on; ``--data.root DIR`` and the like change its arguments. Prints a table, in which
+arrows say what is better.
 
 ``evaluate.py --real DIR --samples DIR`` measures a folder of pictures from any source against one of real ones.
 """

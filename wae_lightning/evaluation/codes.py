@@ -14,7 +14,7 @@ from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd_test
 from wae_lightning.training.inputs import check_range
 
-__all__ = ["Codes", "batches_of", "compare_moments", "compare_with_prior", "encode_batches"]
+__all__ = ["Codes", "batches_of", "compare_moments", "compare_with_prior", "encode_batches", "noise_share"]
 
 TEST_CODES = 1000
 
@@ -102,3 +102,15 @@ def compare_moments(z: Tensor, sample: Callable[[int], Tensor]) -> dict[str, flo
         "largest_std_ratio": float((z.std(0) / scale).max()),
         "mean_absolute_covariance": float(off_diagonal.abs().mean()) if len(off_diagonal) else 0.0,
     }
+
+
+def noise_share(first: Tensor, second: Tensor) -> float:
+    """The share of the variance of the encoder's codes that is noise: E Var(z | x) / Var z, summed over dimensions.
+
+    Args:
+        first: A random code of each input, (n, d).
+        second: Another one of each input.
+    """
+    first, second = first.double(), second.double()
+    # the difference of two draws has twice the variance of the noise
+    return float((first - second).square().mean(0).sum() / 2 / first.var(0).sum())

@@ -1,8 +1,9 @@
-"""Measures a model of images: distances between sets of features, reconstructions, sharpness, codes.
+"""Measures a model of images: distances between sets of features and of patches, reconstructions, sharpness, codes.
 
-Fréchet distance (FID), kernel distance (KID), improved precision and recall are those of samples from the prior and
-from mixtures fitted to the training codes. Keys say which features, and how many samples (``fid_digits_10k``); values
-compare only under one key. ``floor`` is what real training images score against the test images.
+Fréchet distance (FID), kernel distance (KID), improved precision and recall, and patch distance are those of samples
+from the prior and from mixtures fitted to the training codes. Keys say which features, and how many samples
+(``fid_digits_10k``); values compare only under one key. ``floor`` is what real training images score against the test
+images.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from wae_lightning.base import WAE
 from wae_lightning.callbacks.pictures import in_unit_range
-from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches
-from wae_lightning.metrics import DigitFeatures, PrecisionRecall, Sharpness
+from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches, noise_share
+from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.training.inputs import input_of
 from wae_lightning.work import codes_at_once
 
 __all__ = [
+    "Comparison",
     "InceptionFeatures",
     "choose_features",
     "compare",
     "compare_pictures",
     "evaluate_images",
-    "extract_features",
+    "frechet_distance",
     "read_test_images",
     "read_training_images",
 ]
@@ -78,18 +80,19 @@ class InceptionFeatures(nn.Module):
 
 def choose_features(
     wanted: str, shape: tuple[int, ...], weights: Path | None, content: str | None = None
-) -> tuple[str, nn.Module] | tuple[None, None]:
+) -> dict[str, nn.Module]:
     """Chooses the features in which images are compared.
 
     Args:
-        wanted: ``inception``, ``digits``, or ``auto``: the digit classifier for digits, unless there are ``weights``;
+        wanted: ``inception``, ``digits``, or ``auto``: the digit classifiers for digits, unless there are ``weights``;
             Inception for all else.
         shape: (channels, height, width).
         weights: File of the Inception network's weights; None: torch-fidelity's cache, or its download.
         content: What the images show, if their data module says so: ``digits``.
 
     Returns:
-        Name and network, or None twice, with a sentence on the terminal, if there is none for these images.
+        Networks by name, or none, with a sentence on the terminal, if there is none for these images. Of digits,
+        ``digits`` and ``digits_twin`` are classifiers of different architecture and training.
 
     Raises:
         ValueError: If the extractor that the user asked for cannot be had.
@@ -97,36 +100,90 @@ def choose_features(
     if wanted == "digits" or (wanted == "auto" and content == "digits" and weights is None):
         if shape != (1, 28, 28):
             raise ValueError(f"features digits: the classifier takes images of (1, 28, 28), these are {shape}")
-        return "digits", DigitFeatures()
+        return {"digits": DigitFeatures(), "digits_twin": DigitFeatures(twin=True)}
     try:
-        return "inception", InceptionFeatures(weights)
+        return {"inception": InceptionFeatures(weights)}
     except ValueError as error:
         if wanted == "inception" or weights is not None:
             raise
         print(f"{error}. FID, KID, precision and recall are left out.")
-        return None, None
+        return {}
 
 
-@torch.no_grad()
-def extract_features(batches: Iterable[Tensor], extractor: nn.Module) -> Tensor:
-    """Features in float64, (n, d), on the CPU, where they are compared."""
-    return torch.cat([extractor(batch).cpu().double() for batch in batches])
+def frechet_distance(real: Tensor, samples: Tensor) -> float:
+    """The Fréchet distance between Gaussians fitted to two sets of features, (n, d) and (m, d), in float64."""
+    metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real, real=True)
+    metric.update(samples, real=False)
+    return float(metric.compute())
 
 
 def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
     """Compares two sets of features in float64."""
-    given = GivenFeatures(real.shape[1])
     count = min(1000, len(real), len(samples))
-    fid, pr = FrechetInceptionDistance(feature=given), PrecisionRecall()
-    kid = KernelInceptionDistance(feature=given, subsets=50, subset_size=count)
-    for metric in (fid.set_dtype(torch.float64), kid, pr):
+    kid = KernelInceptionDistance(feature=GivenFeatures(real.shape[1]), subsets=50, subset_size=count)
+    pr = PrecisionRecall()
+    for metric in (kid, pr):
         metric.update(real, real=True)
         metric.update(samples, real=False)
     return {
-        "fid": float(fid.compute()),
+        "fid": frechet_distance(real, samples),
         "kid": float(kid.compute()[0]),
         **{name: float(value) for name, value in pr.compute().items()},
     }
+
+
+class Comparison:
+    """Compares sets of images with one real set: in the features of networks, and by their patches.
+
+    Args:
+        real: Batches of real images.
+        extractors: Networks by name, as of :func:`choose_features`. The first gives all measures, the others the
+            Fréchet distance only.
+    """
+
+    def __init__(self, real: Iterable[Tensor], extractors: dict[str, nn.Module]) -> None:
+        self.extractors = extractors
+        self._patches: PatchDistance | None = PatchDistance(reset_real=False)
+        self._count: int | None = None
+        self._real = self._describe(real)
+
+    @torch.no_grad()
+    def _describe(self, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Features in float64 on the CPU, where they are compared."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.extractors}
+        seen, is_real = 0, self._count is None
+        for batch in batches:
+            for name, extractor in self.extractors.items():
+                found[name].append(extractor(batch).cpu().double())
+            if min(batch.shape[2:]) < PatchDistance.smallest:
+                self._patches = None
+            elif self._patches is not None:
+                # never more samples than there are real images: the floor falls with the number
+                some = batch if self._count is None else batch[: max(self._count - seen, 0)]
+                self._patches.update(some.cpu(), real=is_real)
+            seen += len(batch)
+        self._count = seen if is_real else self._count
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def measure(self, batches: Iterable[Tensor], only_distances: bool = False) -> dict[str, float]:
+        """Measures of one set of images, by name: ``fid_digits``, ``patch_distance_mean`` ...
+
+        Args:
+            batches: Images (B, C, H, W).
+            only_distances: Leave out KID, precision and recall.
+        """
+        if self._patches is not None:
+            self._patches.reset()
+        results = {}
+        for number, (name, features) in enumerate(self._describe(batches).items()):
+            if number or only_distances:
+                results[f"fid_{name}"] = frechet_distance(self._real[name], features)
+            else:
+                results |= {f"{key}_{name}": value for key, value in compare(self._real[name], features).items()}
+        if self._patches is not None:
+            results |= {f"patch_distance_{scale}": float(value) for scale, value in self._patches.compute().items()}
+        return results
 
 
 def compare_pictures(
@@ -149,18 +206,16 @@ def compare_pictures(
 
     Returns:
         The measures by name, at most ``fid``, ``kid``, ``precision`` and ``recall`` with the name of the features and
-        the number of samples, ``sharpness_samples`` and ``sharpness_real``.
+        the number of samples, ``patch_distance`` with scale and number, ``sharpness_samples`` and ``sharpness_real``.
     """
     shape = tuple(next(iter(samples())).shape[1:])
-    name, extractor = choose_features(features, shape, inception_weights, content)
-    results: dict[str, float] = {}
-    if name is not None and extractor is not None:
+    extractors = choose_features(features, shape, inception_weights, content)
+    for extractor in extractors.values():
         extractor.to(device)
-        of_real, of_samples = (
-            extract_features((batch.to(device) for batch in batches()), extractor) for batches in (real, samples)
-        )
-        count = format_count(len(of_samples))
-        results = {f"{measure}_{name}_{count}": value for measure, value in compare(of_real, of_samples).items()}
+    comparison = Comparison((batch.to(device) for batch in real()), extractors)
+    found = comparison.measure(batch.to(device) for batch in samples())
+    count = format_count(sum(map(len, samples())))
+    results = {f"{key}_{count}": value for key, value in found.items()}
     results["sharpness_samples"] = measure_sharpness(samples())
     results["sharpness_real"] = measure_sharpness(real())
     return results
@@ -236,10 +291,10 @@ def evaluate_images(
         if model.input_range is None or len(shape) != 3:
             print("Without an input_range, or with inputs that are no images, only costs and codes are measured.")
             return compare_costs(model, data, codes)
-        name, extractor = choose_features(features, shape, inception_weights, getattr(data, "content", None))
-        results = {}
-        if name is not None and extractor is not None:
-            results = compare_samples(model, data, codes, name, extractor.to(model.device), sizes, seed, generator)
+        extractors = choose_features(features, shape, inception_weights, getattr(data, "content", None))
+        for extractor in extractors.values():
+            extractor.to(model.device)
+        results = compare_samples(model, data, codes, extractors, sizes, seed, generator)
         return results | compare_with_data(model, data, codes, sizes, generator)
     finally:
         data.batch_size = batch_size
@@ -276,18 +331,13 @@ def compare_samples(
     model: WAE,
     data: Any,
     codes: Tensor,
-    name: str,
-    extractor: nn.Module,
+    extractors: dict[str, nn.Module],
     sizes: list[int],
     seed: int,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """Compares samples, reconstructions and training images with the test images, by their features."""
-
-    def features_of(batches: Iterable[Tensor]) -> Tensor:
-        return extract_features(shown(model, batches), extractor)
-
-    real = features_of(read_test_images(data, model.device, model.input_key))
+    """Compares samples, reconstructions and training images with the test images, by features and by patches."""
+    comparison = Comparison(shown(model, read_test_images(data, model.device, model.input_key)), extractors)
     samplers: dict[str, Any] = {"": model.prior}
     for components in MIXTURES:
         if components > len(codes):
@@ -298,14 +348,15 @@ def compare_samples(
         samplers[f"_{suffix}"] = MixtureSampler(codes, components, seed=seed)
     results: dict[str, float] = {}
     for suffix, sampler in samplers.items():
-        samples = features_of(model.decode(sampler.sample(n, generator)) for n in sizes)
-        for measure, value in compare(real, samples).items():
-            results[f"{measure}_{name}_{format_count(sum(sizes))}{suffix}"] = value
-    reconstructions = features_of(model(images) for images in read_test_images(data, model.device, model.input_key))
-    results[f"fid_{name}_reconstructions"] = compare(real, reconstructions)["fid"]
+        samples = (model.decode(sampler.sample(n, generator)) for n in sizes)
+        found = comparison.measure(shown(model, samples))
+        results |= {f"{key}_{format_count(sum(sizes))}{suffix}": value for key, value in found.items()}
+    reconstructions = (model(images) for images in read_test_images(data, model.device, model.input_key))
+    found = comparison.measure(shown(model, reconstructions), only_distances=True)
+    results |= {f"{key}_reconstructions": value for key, value in found.items()}
     torch.manual_seed(seed)  # the floor is that of the same training images for every model
-    floor = compare(real, features_of(read_training_images(data, sum(sizes), model.device, model.input_key)))
-    return results | {f"{measure}_{name}_floor": value for measure, value in floor.items()}
+    training = read_training_images(data, sum(sizes), model.device, model.input_key)
+    return results | {f"{key}_floor": value for key, value in comparison.measure(shown(model, training)).items()}
 
 
 @torch.no_grad()
@@ -315,15 +366,17 @@ def compare_with_data(
     """Reconstructions of the test images, sharpness, and codes against the prior."""
     psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean").to(model.device)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(model.device)
-    codes = []
+    codes, pairs = [], []
     for images in read_test_images(data, model.device, model.input_key):
         codes.append(model.encode(images, noise=True).cpu())
+        pairs.append(torch.stack([model.draw_codes(images)[:: model.penalty.codes_per_input].cpu() for _ in "ab"]))
         images, reconstructions = shown(model, (images, model(images)))
         psnr.update(reconstructions, images)
         ssim.update(reconstructions, images)
     decibels: Any = psnr.compute()
     similarity: Any = ssim.compute()
-    results = {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
+    results = {"noise_share_of_code_variance": noise_share(*torch.cat(pairs, dim=1))}
+    results |= {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
     results["sharpness_samples"] = measure_sharpness(shown(model, (model.sample(n, generator) for n in sizes)))
     results["sharpness_reconstructions"] = measure_sharpness(
         shown(model, (model(x) for x in read_test_images(data, model.device, model.input_key)))

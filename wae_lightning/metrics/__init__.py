@@ -1,8 +1,9 @@
 """Measures of quality that torchmetrics lacks."""
 
 from wae_lightning.metrics.completion import CodeDependence, CompletionMetrics
-from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitFeatures
+from wae_lightning.metrics.digit_classifier import DigitClassifier, DigitClassifierTwin, DigitFeatures
 from wae_lightning.metrics.images import PrecisionRecall, Sharpness
+from wae_lightning.metrics.patches import PatchDistance
 from wae_lightning.metrics.point_clouds import (
     ClassifierAgreement,
     LinearSVMAccuracy,
@@ -16,9 +17,11 @@ __all__ = [
     "CodeDependence",
     "CompletionMetrics",
     "DigitClassifier",
+    "DigitClassifierTwin",
     "DigitFeatures",
     "LinearSVMAccuracy",
     "OccupancyDivergence",
+    "PatchDistance",
     "PointSetDistances",
     "PointSetReconstruction",
     "PrecisionRecall",
