@@ -115,7 +115,7 @@ def test_pictures_of_another_size_and_in_grey_need_no_word_to_the_model(name):
 def test_the_sizes_of_the_default_configs_are_what_they_were():
     """Those that stood in the files, and were checked there by the results."""
     expected = {
-        "mnist_wae_gan": {"encoder.latent_dim": 32, "decoder.latent_dim": 16, "flow.dim": 16,
+        "mnist_wae_gan": {"encoder.latent_dim": 16, "decoder.latent_dim": 16, "flow.dim": 16,
                           "penalty.critic.latent_dim": 16, "encoder.image_shape": [1, 28, 28]},
         "mnist_wae_mmd_paper": {"encoder.latent_dim": 8, "decoder.latent_dim": 8, "prior.latent_dim": 8},
         "mnist_vae": {"encoder.latent_dim": 32, "decoder.latent_dim": 16},
@@ -134,11 +134,11 @@ def test_the_sizes_of_the_default_configs_are_what_they_were():
 @pytest.mark.parametrize(
     ("flags", "sizes"),
     [
-        (["--model.latent_dim=8"], {"encoder.latent_dim": 16, "decoder.latent_dim": 8, "flow.dim": 8}),
-        (["--model.noise=null"], {"encoder.latent_dim": 16, "decoder.latent_dim": 16}),
+        (["--model.latent_dim=8"], {"encoder.latent_dim": 8, "decoder.latent_dim": 8, "flow.dim": 8}),
+        (["--model.noise=GaussianNoise"], {"encoder.latent_dim": 32, "decoder.latent_dim": 16}),
         (["--model.noise=ImplicitNoise"], {"encoder.latent_dim": 16, "noise.latent_dim": 16}),
-        (["--model.prior=Sphere", "--model.latent_dim", "4"], {"prior.latent_dim": 4, "encoder.latent_dim": 8}),
-        (["--model.prior=Sphere", "--model.prior.latent_dim=4"], {"latent_dim": 4, "encoder.latent_dim": 8}),
+        (["--model.prior=Sphere", "--model.latent_dim", "4"], {"prior.latent_dim": 4, "encoder.latent_dim": 4}),
+        (["--model.prior=Sphere", "--model.prior.latent_dim=4"], {"latent_dim": 4, "encoder.latent_dim": 4}),
         (["--model.encoder.latent_dim=10", "--model.latent_dim=8"], {"encoder.latent_dim": 10, "flow.dim": 8}),
         (["--model.encoder", '{"class_path": "ConvEncoder", "init_args": {"latent_dim": 9}}'],
          {"encoder.latent_dim": 9, "decoder.latent_dim": 16}),
@@ -183,7 +183,7 @@ def test_sizes_in_a_file_of_your_own_stand_unless_the_file_implies_them(empty_fo
     assert size(parsed("--config=mine.yaml", "--model.latent_dim=8"), "model.encoder.latent_dim") == 20
     (empty_folder / "saved.yaml").write_text(printed("--config=mnist_wae_mmd"))
     saved = parsed("--config=saved.yaml", "--model.latent_dim=8")
-    assert size(saved, "model.encoder.latent_dim") == 16
+    assert size(saved, "model.encoder.latent_dim") == 8
     assert parsed("--config=saved.yaml") == parsed("--config=mnist_wae_mmd")
 
 
@@ -203,7 +203,7 @@ def test_the_config_of_a_run_holds_the_sizes(empty_folder):
     train.main(["--model.latent_dim=4", *flags])
     folder = empty_folder / "runs" / "mnist_wae_mmd" / "version_0"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert [size(config, f"model.{name}") for name in ("encoder.latent_dim", "flow.dim")] == [8, 4]
+    assert [size(config, f"model.{name}") for name in ("encoder.latent_dim", "flow.dim")] == [4, 4]
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
 
 

@@ -16,8 +16,10 @@ import numpy as np
 import point_cloud_results
 import pytest
 import pythae_results
+import sweep_results
 import torch
 import train_digit_classifier
+import yardstick_results
 from test_mnist import write_idx
 from torch.nn import functional as F
 
@@ -26,8 +28,7 @@ from datamodules.mnist import BUNDLED_DIGITS, read_digits
 from wae_lightning import WAEMMD
 from wae_lightning.cli import evaluate, train
 from wae_lightning.image_parts import ImageParts
-from wae_lightning.metrics import DigitFeatures
-from wae_lightning.metrics.digit_classifier import DigitClassifier
+from wae_lightning.metrics import DigitClassifier, DigitClassifierTwin, DigitFeatures, PatchDistance
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,10 @@ def test_the_rows_of_mnist(root, tmp_path, monkeypatch, capsys):
     small = ["--model.encoder.width=0.1", "--model.decoder.width=0.1", "--accelerator=cpu"]
     monkeypatch.setitem(mnist_results.ROWS, row, [*mnist_results.ROWS[row], *small])
     flags = ["--rows", row, "--epochs=1", "--num_samples=200", f"--out={out}"]
-    mnist_results.main([str(root), "--seeds", "1", *flags])
-    assert called == ["train.py", "evaluate.py"]
+    # what was kept is measured again, not trained again
+    for count in (100, 200):
+        mnist_results.main([str(root), "--seeds=1", f"--keep={tmp_path}", *flags, f"--num_samples={count}"])
+    assert called == ["train.py", "evaluate.py", "evaluate.py"]
     found = json.loads(out.read_text())[f"{row}, 1 epochs"]
     assert found["flags"] == mnist_results.ROWS[row]
     (of_seed_1,) = found["runs"]
@@ -124,6 +127,21 @@ class Stub(SimpleNamespace):
         self.decoder.eval()
 
 
+class StubSampler:
+    """Decodes draws from N(0, I), of the spread that fitting has found: that of the codes."""
+
+    spread = 1.0
+
+    def __init__(self, model, settings=None):
+        self.model, self.settings = model, settings
+
+    def fit(self, images, training_config=None):
+        self.spread = float(self.model.encoder(images).embedding.std())
+
+    def sample(self, count):
+        return self.model.decoder(self.spread * torch.randn(count, 16)).reconstruction.detach()
+
+
 class StubTrainer:
     made: ClassVar = []
 
@@ -153,7 +171,14 @@ def pythae(monkeypatch):
         },
         "models.base.base_utils": {"ModelOutput": SimpleNamespace},
         "models.nn": {"BaseEncoder": torch.nn.Module, "BaseDecoder": torch.nn.Module},
-        "trainers": {"BaseTrainer": StubTrainer, "BaseTrainerConfig": SimpleNamespace},
+        "trainers": {
+            "BaseTrainer": StubTrainer,
+            "BaseTrainerConfig": lambda folder=None, **flags: SimpleNamespace(**flags),
+        },
+        "samplers": {
+            **dict.fromkeys(("NormalSampler", "GaussianMixtureSampler", "MAFSampler"), StubSampler),
+            **dict.fromkeys(("GaussianMixtureSamplerConfig", "MAFSamplerConfig"), SimpleNamespace),
+        },
     }
     for name, members in names.items():
         parts = ["pythae", *name.split(".")]
@@ -174,18 +199,77 @@ def test_the_rows_of_pythae(root, tmp_path, monkeypatch, pythae):
     flags = ["--reg_weights", "3", "--seconds", "0.001", "--num_samples=500", f"--out={out}"]
     with torch.enable_grad():
         pythae_results.main([str(root), *flags])
-    (row,) = json.loads(out.read_text())
+    rows = json.loads(out.read_text())
     (trainer,) = StubTrainer.made
+    assert [row["sampler"] for row in rows] == ["N(0, I)", "mixture of 10", "mixture of 50", "MAF"]
+    row = rows[0]
     assert (row["reg_weight"], row["learning_rate"], row["epochs"]) == (3, 1e-3, 1)
     assert (trainer.model.settings.reg_weight, trainer.model.settings.latent_dim) == (3, 16)
     assert trainer.flags.per_device_train_batch_size == 200
     encoder, decoder = trainer.model.encoder.network.eval(), trainer.model.decoder.network.eval()
-    images, features = digits_of(root), DigitFeatures()
-    real = features(images)
-    expected = frechet_distance(real, features(decoder(encoder(images))))
-    assert row["fid_digits_reconstructions"] == pytest.approx(expected, rel=1e-3)
-    drawn = features(decoder(torch.randn(500, 16, generator=torch.Generator().manual_seed(0))))
-    assert row["fid_digits_500"] == pytest.approx(frechet_distance(real, drawn), rel=1e-3)
+    images = digits_of(root)
+    for twin, name in ((False, "digits"), (True, "digits_twin")):
+        features = DigitFeatures(twin=twin)
+        real = features(images)
+        expected = frechet_distance(real, features(decoder(encoder(images))))
+        assert row[f"fid_{name}_reconstructions"] == pytest.approx(expected, rel=1e-3)
+        torch.manual_seed(0)
+        codes = torch.randn(500, 16)
+        expected = frechet_distance(real, features(decoder(codes)))
+        assert row[f"fid_{name}_500"] == pytest.approx(expected, rel=1e-3)
+    assert rows[1]["fid_digits_500"] != row["fid_digits_500"]
+
+
+@torch.no_grad()
+def test_real_images_are_measured_as_they_are_and_blurred(root, tmp_path, monkeypatch):
+    pictures = torch.rand(42, 3, 20, 20)
+    data = SimpleNamespace(
+        train_set=SimpleNamespace(rows=range(41)), train_dataloader=lambda: pictures.split(15),
+        prepare_data=lambda: None, setup=lambda stage: None, on_after_batch_transfer=lambda x, _: [x],
+    )  # fmt: skip
+    monkeypatch.setattr(yardstick_results, "CelebADataModule", lambda root, batch_size: data)
+    out = tmp_path / "yardsticks.json"
+    yardstick_results.main([str(root), "--celeba_root=x", f"--out={out}"])
+    found = json.loads(out.read_text())
+    assert (found["digits"]["images"], found["pictures"]["images"]) == (200, 20)
+    metric = PatchDistance()
+    metric.update(pictures[20:40], real=True)
+    metric.update(pictures[:20], real=False)
+    floor = found["pictures"]["rows"]["floor"]
+    assert floor["patch_distance_20x20"] == pytest.approx(float(metric.compute()["20x20"]), rel=1e-4)
+    for name, measure in (("digits", "fid_digits_twin"), ("digits", "patch_distance_28x28"),
+                          ("pictures", "patch_distance_20x20")):  # fmt: skip
+        rows = found[name]["rows"]
+        values = [rows[key][measure] for key in ("floor", "blurred by 0.4", "blurred by 0.7", "blurred by 1")]
+        assert values == sorted(values), name
+
+
+@torch.no_grad()
+def test_the_sweep_measures_each_weight_and_each_change(root, tmp_path, monkeypatch):
+    """Both configs train with their own changes; the figure and the file show each row once."""
+    monkeypatch.setattr(sweep_results, "WEIGHTS", {name: [0, 2] for name in sweep_results.WEIGHTS})
+    models = []
+    measure = sweep_results.measure
+    monkeypatch.setattr(sweep_results, "measure", lambda model, *rest: models.append(model) or measure(model, *rest))
+    out = tmp_path / "sweep.json"
+    with torch.enable_grad():
+        for _ in range(2):
+            sweep_results.main([f"--root={root}", "--configs=mnist_wae_mmd_plain", "--num_samples=150", f"--out={out}"])
+    rows = json.loads(out.read_text())
+    changes = ["λ = 0", "λ = 2", *sweep_results.TRIED["mnist_wae_mmd_plain"]]
+    assert [row["change"] for row in rows] == changes
+    assert [row["penalty_weight"] for row in rows][:2] == [0, 2]
+    images, features = digits_of(root), DigitFeatures(twin=True)
+    for row, model in zip(rows, models[len(rows) :], strict=True):
+        assert model.flow is None
+        assert model.latent_dim == 8
+        expected = frechet_distance(features(images), features(model(images)))
+        assert row["fid_digits_twin_reconstructions"] == pytest.approx(expected, rel=1e-3)
+        assert (row["noise_share_of_code_variance"] > 0.03) == ("noise" in row["change"])
+    assert models[-2].code_queue == 800
+    rows += [row | {"config": "mnist_wae_gan_plain"} for row in rows]
+    sweep_results.plot(rows, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
 def test_anomaly_scores_are_of_a_digit_that_was_never_trained_on(root, tmp_path, monkeypatch):
@@ -232,14 +316,16 @@ def test_the_bundled_digits_are_a_sample_of_the_full_set(root, tmp_path, capsys)
     assert capsys.readouterr().out == f"{out}: {out.stat().st_size / 1e6:.2f} MB\n"
 
 
+@pytest.mark.parametrize("kind", [DigitClassifier, DigitClassifierTwin])
 @torch.no_grad()
-def test_the_digit_classifier_is_trained_and_its_accuracy_is_that_of_the_file(root, tmp_path, capsys):
+def test_the_digit_classifier_is_trained_and_its_accuracy_is_that_of_the_file(root, tmp_path, capsys, kind):
     out = tmp_path / "classifier.pt"
+    twin = ["--twin"] * (kind is DigitClassifierTwin)
     with torch.enable_grad():
-        train_digit_classifier.main([str(root), "--epochs=4", f"--out={out}"])
+        train_digit_classifier.main([str(root), f"--epochs={4 + 4 * len(twin)}", f"--out={out}", *twin])
     weights = torch.load(out, weights_only=True)
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float16}
-    classifier = DigitClassifier()
+    classifier = kind()
     classifier.load_state_dict({name: weight.float() for name, weight in weights.items()})
     labels = np.frombuffer((root / "MNIST/raw/t10k-labels-idx1-ubyte").read_bytes()[8:], np.uint8)
     right = (classifier.eval()(digits_of(root)).argmax(1).numpy() == labels).mean()

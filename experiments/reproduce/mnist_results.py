@@ -2,7 +2,8 @@
 
 Each row is ``train.py`` and then ``evaluate.py``, once for each seed, on the full set; all rows of one call have the
 same number of epochs. Writes every measure of every run into ``mnist_results.json``, under the row's name and number of
-epochs, and prints means and standard deviations over the seeds.
+epochs, and prints means and standard deviations over the seeds. With --keep FOLDER the runs stay there, and those that
+are there already are only measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,9 @@ STABILITY = {
     "gradient penalty 1": ["--model.penalty.gradient_penalty=1"],
     "log-prior trick": ["--model.penalty.log_prior=true"],
 }  # fmt: skip
-# what the configs had when the rows below were measured
+# what the configs had when the rows below were measured; the noise that is learned was learned away
 A_TENTH_TO_VALIDATE = ["--data.val_fraction=0.1"]
+LEARNED_NOISE = ["--model.noise=GaussianNoise", "--model.noise.initial_std=0.3"]
 BATCHES_OF_100 = [
     *A_TENTH_TO_VALIDATE,
     "--data.batch_size=100", "--model.optimizer.betas=[0.5,0.999]", "--model.lr_scheduler.max_lr=1e-2",
@@ -89,22 +92,45 @@ WITH_BATCHES_OF_100 = (
     }
     | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
 )  # fmt: skip
-ROWS = {name: [flags[0], *BATCHES_OF_100, *flags[1:]] for name, flags in WITH_BATCHES_OF_100.items()} | {
-    f"{name}, batches of 200": [*WITH_BATCHES_OF_100[name], *A_TENTH_TO_VALIDATE]
-    for name in ("WAE-MMD", "WAE-GAN", "VAE", "auto-encoder")
-}
+OF_TODAY = ("ae", "vae", "wae_mmd", "wae_gan", "wae_mmd_plain", "wae_gan_plain")
 
 
-def run(flags: list[str], root: Path, seed: int, epochs: int, num_samples: int) -> dict[str, Any]:
-    """Trains and evaluates one model in a folder of its own and returns what both wrote."""
+def earlier(flags: list[str], *more: str) -> list[str]:
+    """The flags of a row with those that make its config what it was."""
+    noise = LEARNED_NOISE if flags[0].startswith("--config=mnist_wae") else []
+    return [flags[0], *noise, *more, *flags[1:]]
+
+
+ROWS = (
+    {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
+    | {f"mnist_wae_{name}, no flow": [f"--config=mnist_wae_{name}", *NO_FLOW] for name in ("mmd", "gan")}
+    | {"mnist_wae_mmd, learned noise": ["--config=mnist_wae_mmd", *LEARNED_NOISE]}
+    | {name: earlier(flags, *BATCHES_OF_100) for name, flags in WITH_BATCHES_OF_100.items()}
+    | {
+        f"{name}, batches of 200": earlier(WITH_BATCHES_OF_100[name], *A_TENTH_TO_VALIDATE)
+        for name in ("WAE-MMD", "WAE-GAN", "VAE", "auto-encoder")
+    }
+)
+
+
+def run(
+    flags: list[str], root: Path, seed: int, epochs: int, num_samples: int, kept: Path | None = None
+) -> dict[str, Any]:
+    """Trains and evaluates one model in a folder of its own and returns what both wrote.
+
+    A run that was ``kept`` is only evaluated.
+    """
     common = [f"--data.root={root}", f"--seed_everything={seed}", f"--max_epochs={epochs}"]
     quiet = ["--enable_progress_bar=false", "--enable_model_summary=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        train = [sys.executable, str(EXPERIMENTS / "train.py"), *flags, *common, *quiet]
-        subprocess.run(train, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        (version,) = Path(folder).glob("runs/*/version_0")
-        out = Path(folder) / "evaluation.json"
+    with nullcontext(kept) if kept else tempfile.TemporaryDirectory() as given:
+        folder = Path(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not list(folder.glob("runs/*/version_0/metrics.json")):
+            train = [sys.executable, str(EXPERIMENTS / "train.py"), *flags, *common, *quiet]
+            subprocess.run(train, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        (version,) = folder.glob("runs/*/version_0")
+        out = folder / "evaluation.json"
         evaluate = [sys.executable, str(EXPERIMENTS / "evaluate.py"), str(version / "checkpoints" / "last.ckpt")]
         evaluate += [f"--data.root={root}", f"--out={out}", f"--num_samples={num_samples}"]
         subprocess.run(evaluate, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -146,6 +172,8 @@ def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> N
         if "stability" not in name and None not in (seconds, fid):
             curves[name.removesuffix(f", {row['epochs']} epochs")].append((seconds, fid))
     for row in pythae:
+        if row.get("sampler", "N(0, I)") != "N(0, I)":
+            continue
         name = f"pythae WAE_MMD, reg_weight {row['reg_weight']:g}"
         curves[name].append((row["cpu_seconds"], row["fid_digits_10k"]))
     floors = [run["fid_digits_floor"] for row in results.values() for run in row["runs"] if "fid_digits_floor" in run]
@@ -167,6 +195,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--epochs", type=int, default=9, help="(9)")
     parser.add_argument("--num_samples", type=int, default=10_000, help="samples to measure by (10000)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="see above")
     out = EXPERIMENTS / "results" / "mnist_results.json"
     parser.add_argument("--out", type=Path, default=out, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="draw FID against time of what is in the JSON files, and stop")
@@ -179,11 +208,9 @@ def main(given: list[str] | None = None) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for row in arguments.rows:
         for seed in arguments.seeds:
-            new = {
-                "commit": commit(),
-                "hardware": hardware(),
-                **run(ROWS[row], arguments.root.resolve(), seed, arguments.epochs, arguments.num_samples),
-            }
+            kept = arguments.keep and arguments.keep.resolve() / f"{row}, {arguments.epochs} epochs" / f"seed {seed}"
+            how = arguments.root.resolve(), seed, arguments.epochs, arguments.num_samples, kept
+            new = {"commit": commit(), "hardware": hardware(), **run(ROWS[row], *how)}
             keep(arguments.out, row, arguments.epochs, new)
             print(row, seed, {name: value for name, value in new.items() if "fid" in name}, flush=True)
         found = json.loads(arguments.out.read_text())[f"{row}, {arguments.epochs} epochs"]["runs"]
