@@ -305,6 +305,7 @@ def test_pictures_and_codes_are_measured_as_defined(table):
     mse = (reconstructions - data.test).double().square().mean().item()
     assert results["mse"] == pytest.approx(mse, rel=1e-4)
     assert results["psnr"] == pytest.approx(-10 * np.log10(mse), rel=1e-4)
+    assert results["noise_share_of_code_variance"] == 0
     assert results["sharpness_real"] == pytest.approx(sharpness_of(data.test), rel=1e-4)
     assert results["sharpness_reconstructions"] == pytest.approx(sharpness_of(reconstructions), rel=1e-4)
     for part, pictures in (("training", data.train[:COUNT]), ("test", data.test)):
