@@ -233,7 +233,7 @@ def test_python_builds_what_the_command_line_builds(name):
 
 
 def test_objects_dictionaries_and_names_are_taken():
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 8))
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 4))
     model, data = from_config(
         "mnist_wae_mmd", prior=Sphere(4), encoder=encoder, cost=AbsoluteError(0.3), decoder={"width": 0.05}, flow=None,
         standardize_codes=False, penalty="SlicedWasserstein", data={"val_fraction": 0.2}, latent_dim=4,
@@ -242,7 +242,7 @@ def test_objects_dictionaries_and_names_are_taken():
     assert (model.cost.scale, data.val_fraction, type(model.penalty).__name__) == (0.3, 0.2, "SlicedWasserstein")
     assert model.sample(2).shape == (2, 1, 28, 28)
     again, _ = from_config("mnist_wae_mmd", encoder={"class_path": "ConvEncoder", "init_args": {"width": 0.02}})
-    assert again.encoder.output.out_features == 32
+    assert again.encoder.output.out_features == 16
 
 
 def test_a_file_is_a_config_too(empty_folder):
