@@ -334,6 +334,17 @@ def test_the_share_of_noise_is_what_the_noise_says():
 
 
 @torch.no_grad()
+def test_the_encoder_cannot_shrink_fixed_noise_by_larger_codes():
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 4))
+    encoder[1].weight.mul_(1000)
+    model = WAEMMD(latent_dim=4, encoder=encoder, noise=FixedNoise(0.5), standardize_codes=True).train()
+    x = torch.rand(2000, 1, 28, 28)
+    first, second = (model.draw_codes(x) for _ in range(2))
+    assert noise_share(first, second) == pytest.approx(0.25, abs=0.02)
+    torch.testing.assert_close(first.var(0), torch.ones(4), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
 def test_small_images_and_those_without_features_are_compared_by_what_there_is(monkeypatch):
     large, small = torch.rand(20, 3, 16, 16), torch.rand(20, 3, 12, 12)
     assert set(Comparison(large.split(8), {}).measure(large.split(8))) == {

@@ -53,7 +53,8 @@ class WAE(RecordedModel, Steps):
             the latter, ``ReduceLROnPlateau`` always the former, watching ``val/loss``.
         noise: How codes are drawn from the encoder's output. None: deterministic.
         standardize_codes: Standardise each latent dimension over the batch (batch norm without learned scale and
-            shift), so that codes have the mean and the variance of a normal prior by construction.
+            shift), so that codes have the mean and the variance of a normal prior by construction. It comes before
+            :class:`~wae_lightning.noise.FixedNoise`, whose share then stays, and after any other noise.
         pretrain_steps: At most so many steps of Adam that match mean and covariance of the codes to those of the prior
             before training, as in the authors' code (theirs: 200). It stops earlier once the two mean squared errors
             add up to less than 0.1.
@@ -265,8 +266,12 @@ class WAE(RecordedModel, Steps):
             )
         if codes_per_input > 1:
             features = features.repeat_interleave(codes_per_input, dim=0)
+        # a fixed share of noise is one of codes of variance 1: after it, a larger output of the encoder would shrink it
+        before = isinstance(self.noise, FixedNoise)
+        if self.standardize is not None and before:
+            features = self.standardize(features)
         code = self.noise(features) if noise else self.noise.mean(features)
-        if self.standardize is not None:
+        if self.standardize is not None and not before:
             code = self.standardize(code)
         if isinstance(self.prior, Normal) and (self.standardize is not None or isinstance(self.noise, FixedNoise)):
             code = self.prior.scale * code  # both make codes of variance 1

@@ -81,8 +81,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             for name, by, color in (("digits", "", "tab:blue"), ("digits_twin", ", twin", "tab:orange")):
                 values = sorted((row["penalty_weight"], row[f"fid_{name}_{end}"]) for row in swept)
                 axes.plot(*zip(*values, strict=True), style, color=color, label=f"{label}{by}")
-        axes.legend(fontsize="small")
     figure.axes[0].set_ylabel("digits-FID")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
     figure.savefig(file, dpi=110)
 
 
@@ -90,6 +90,9 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder that holds MNIST/raw; the bundled digits if left out")
     parser.add_argument("--configs", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="(both)")
+    parser.add_argument(
+        "--changes", nargs="+", metavar="CHANGE", help="only these, such as 'λ = 1' (all)"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="(4)")
     parser.add_argument("--num_samples", type=int, default=2000, help="samples to measure by (2000)")
     out = EXPERIMENTS / "results" / "sweep.json"
@@ -103,6 +106,8 @@ def main(given: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     comparison = None
     for config, change, changes in rows_of(arguments.configs):
+        if arguments.changes and change not in arguments.changes:
+            continue
         where = {} if arguments.root is None else {"root": arguments.root}
         model, data = from_config(config, data=where, seed=0, **copy.deepcopy(changes))
         trainer = Trainer(

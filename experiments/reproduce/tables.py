@@ -33,9 +33,9 @@ def number(value: float | None, digits: int, factor: float = 1.0) -> str:
 # ---- digits -----------------------------------------------------------------------------------------------------
 
 
-def over_seeds(runs: list[dict[str, Any]], key: str, digits: int = 2) -> str:
+def over_seeds(runs: list[dict[str, Any]], key: str, digits: int = 2, factor: float = 1.0) -> str:
     """Mean ± standard deviation over the seeds."""
-    values = [run[key] for run in runs if run.get(key) is not None]
+    values = [factor * run[key] for run in runs if run.get(key) is not None]
     if len(values) < len(runs):
         return NOTHING
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -82,14 +82,28 @@ STABILITY = {
     "λ = 10": "lambda 10",
     "λ = 10, squared error, no standardised codes": "squared error, lambda 10, no standardised codes",
 }
-README = {
-    "`mnist_wae_mmd` (with its flow)": ("WAE-MMD, batches of 200, 9 epochs", "fid_digits_10k"),
-    "`mnist_wae_gan` (with its flow)": ("WAE-GAN, batches of 200, 8 epochs", "fid_digits_10k"),
-    "plain auto-encoder, 50 Gaussians fitted to its codes afterwards": (
-        "auto-encoder, 9 epochs", "fid_digits_10k_mixture_of_50_fitted_to_codes",
-    ),
-    "WAE-GAN without a flow, 8 latent units": ("WAE-GAN, no flow, 8 latent units, 8 epochs", "fid_digits_10k"),
-}  # fmt: skip
+FITTED = "_mixture_of_50_fitted_to_codes"
+# rows of mnist_results.json, of which that of most seeds is shown, and where codes come from; or pythae's sampler
+COMPARED = {
+    "auto-encoder, 50 Gaussians": (["mnist_ae, 9 epochs", "auto-encoder, 9 epochs"], FITTED),
+    "VAE, 50 Gaussians": (["mnist_vae, 9 epochs", "VAE, batches of 200, 9 epochs"], FITTED),
+    "VAE, N(0, I)": (["mnist_vae, 9 epochs", "VAE, batches of 200, 9 epochs"], ""),
+    "pythae, N(0, I)": (["pythae"], "N(0, I)"),
+    "pythae, its 10 Gaussians": (["pythae"], "mixture of 10"),
+    "pythae, its 50 Gaussians": (["pythae"], "mixture of 50"),
+    "pythae, its MAF": (["pythae"], "MAF"),
+    "WAE-MMD, 16 units": (["mnist_wae_mmd, no flow, 9 epochs", "WAE-MMD, no flow, 9 epochs"], ""),
+    "WAE-GAN, 16 units": (["mnist_wae_gan, no flow, 8 epochs", "WAE-GAN, no flow, lambda 1, 8 epochs"], ""),
+    "WAE-MMD, 8 units": (["mnist_wae_mmd_plain, 9 epochs", "WAE-MMD, no flow, 8 latent units, 9 epochs"], ""),
+    "WAE-GAN, 8 units": (["mnist_wae_gan_plain, 8 epochs", "WAE-GAN, no flow, 8 latent units, 8 epochs"], ""),
+    "WAE-MMD + flow": (["mnist_wae_mmd, 9 epochs", "WAE-MMD, batches of 200, 9 epochs"], ""),
+    "WAE-MMD + flow, one seed": (["mnist_wae_mmd, learned noise, 9 epochs"], ""),
+    "WAE-GAN + flow": (["mnist_wae_gan, 8 epochs", "WAE-GAN, batches of 200, 8 epochs"], ""),
+}
+README = [
+    "auto-encoder, 50 Gaussians", "pythae, its 50 Gaussians", "WAE-MMD, 8 units", "WAE-GAN, 8 units", "WAE-MMD + flow",
+    "WAE-GAN + flow",
+]  # fmt: skip
 
 
 def digit_row(name: str, record: dict[str, Any]) -> list[str]:
@@ -112,6 +126,31 @@ def digits(rows: dict[str, str]) -> str:
     return markdown(header, [real, *(digit_row(name, results[key]) for name, key in rows.items())])
 
 
+def yardsticks() -> str:
+    """Real digits and pictures against others, as they are and blurred."""
+    found = load("yardsticks")
+    columns = [("digits", "fid_digits", 2, 1), ("digits", "fid_digits_twin", 2, 1)]
+    columns += [("digits", f"patch_distance_{scale}", 0, 1000) for scale in ("28x28", "14x14", "mean")]
+    columns += [("pictures", f"patch_distance_{scale}", 0, 1000) for scale in ("64x64", "mean")]
+    rows = [
+        [name, *(number(found[what]["rows"][name][key], *how) for what, key, *how in columns)]
+        for name in found["digits"]["rows"]
+    ]
+    header = ["", "digits-FID", "twin", "patches of 28 pixels", "14", "mean", "pictures: 64 pixels", "mean"]
+    return markdown(header, rows)
+
+
+def sweep() -> str:
+    """What λ and other changes do without a flow."""
+    columns = [("fid_digits_2k", 0), ("fid_digits_twin_2k", 0), ("fid_digits_reconstructions", 1)]
+    columns += [("fid_digits_twin_reconstructions", 1), ("test_codes_mmd", 4), ("noise_share_of_code_variance", 2)]
+    rows = [
+        [f"`{row['config']}`", row["change"], *(number(row[key], digits) for key, digits in columns)]
+        for row in load("sweep")
+    ]
+    return markdown(["config", "change", "FID", "twin", "rec.", "rec., twin", "MMD of codes", "noise's share"], rows)
+
+
 def longer() -> str:
     results = load("mnist_results")
     rows = [digit_row(name, results[key]) for name, keys in LONGER.items() for key in keys]
@@ -124,6 +163,7 @@ def pythae() -> str:
         [f"{row['reg_weight']:g}", str(row["epochs"]), number(row["fid_digits_10k"], 2),
          number(row["fid_digits_reconstructions"], 2), number(row["cpu_seconds"], 0)]
         for row in load("pythae")
+        if row.get("sampler", "N(0, I)") == "N(0, I)"
     ]  # fmt: skip
     return markdown(["reg_weight", "epochs", "prior", "reconstructions", "CPU s"], rows)
 
@@ -134,14 +174,36 @@ def floor() -> list[str]:
     return ["*real training digits*", whole_range(runs, "fid_digits_floor", digits=2)]
 
 
-def readme() -> str:
-    results = load("mnist_results")
-    rows = [[*floor(), *[NOTHING] * 3]]
-    for name, (key, samples) in README.items():
-        runs = results[key]["runs"]
-        quality = over_seeds(runs, samples), over_seeds(runs, "fid_digits_reconstructions")
-        rows.append([name, *quality, whole_range(runs, "fit_cpu_seconds"), str(len(runs))])
-    return markdown(["model", "samples", "reconstructions", "CPU s", "seeds"], rows)
+def compared(rows: Iterable[str], left_out: Sequence[str] = ()) -> str:
+    """Samples and reconstructions of digits by every yardstick; rows that were not measured are left out."""
+    ours, theirs = load("mnist_results"), load("pythae")
+    found: list[dict[str, str]] = []
+    for name in rows:
+        keys, where = COMPARED[name]
+        pythae = keys == ["pythae"]
+        if pythae:
+            runs, where = [run for run in theirs if run.get("sampler") == where], ""
+        else:
+            runs = max((ours[key]["runs"] for key in keys if key in ours), key=len, default=[])
+        if not runs:
+            continue
+        looks = [over_seeds(runs, f"{measure}_digits_10k{where}").split(" ")[0] for measure in ("precision", "recall")]
+        found.append({
+            "model": name,
+            "FID": over_seeds(runs, f"fid_digits_10k{where}"),
+            "twin": over_seeds(runs, f"fid_digits_twin_10k{where}"),
+            "patches": over_seeds(runs, f"patch_distance_mean_10k{where}", 0, 1000),
+            "precision, recall": NOTHING if NOTHING in looks else ", ".join(looks),
+            "rec.": over_seeds(runs, "fid_digits_reconstructions"),
+            "rec., twin": over_seeds(runs, "fid_digits_twin_reconstructions"),
+            "CPU s": whole_range(runs, "cpu_seconds" if pythae else "fit_cpu_seconds"),
+            "seeds": str(len(runs)),
+        })  # fmt: skip
+    real = load("yardsticks")["digits"]["rows"]["floor"]
+    names = {"FID": ("fid_digits", 2), "twin": ("fid_digits_twin", 2), "patches": ("patch_distance_mean", 0, 1000)}
+    floor = {name: number(real[key], *how) for name, (key, *how) in names.items()} | {"model": "*real digits*"}
+    header = [name for name in found[0] if name not in left_out]
+    return markdown(header, [[row.get(name, NOTHING) for name in header] for row in (floor, *found)])
 
 
 def match() -> str:
@@ -328,7 +390,9 @@ def anomalies() -> str:
 
 
 TABLES = {
-    "readme": readme, "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
+    "readme": lambda: compared(README, ["precision, recall", "rec., twin"]), "compared": lambda: compared(COMPARED),
+    "yardsticks": yardsticks, "sweep": sweep,
+    "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
     "completions of the lower half": lambda: completions("top"),
     "completions of the right half": lambda: completions("left"),

@@ -51,9 +51,8 @@ class ConditionalMLPEncoder(nn.Module, Part):
         part_shapes: Shape of each part, for example ``[(1, 14, 28), (1, 14, 28)]``.
         latent_dim: Number of output features: d, or 2d for :class:`~wae_lightning.noise.GaussianNoise`.
         hidden: Units of the hidden layers.
-        standardize: Standardise each output over the batch (batch norm without learned scale and shift). Unlike the
-            model's ``standardize_codes`` this comes before the encoder noise, so that
-            :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
+        standardize: Standardise each output over the batch (batch norm without learned scale and shift), before
+            the encoder noise, so that :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
 
     Raises:
         ValueError: If a size is not positive.

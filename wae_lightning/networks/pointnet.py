@@ -94,9 +94,8 @@ class PointNetEncoder(nn.Module, Part):
         hidden: Sizes of the layers between the maximum and the output.
         input_transform: Multiply the points by a matrix that a :class:`TNet` predicts.
         feature_transform: The same for the features after the first layer.
-        standardize: Standardise each output over the batch (batch norm without learned scale and shift). Unlike the
-            model's ``standardize_codes`` this comes before the encoder noise, so that :class:`FixedNoise
-            <wae_lightning.noise.FixedNoise>` keeps its share of the code.
+        standardize: Standardise each output over the batch (batch norm without learned scale and shift), before
+            the encoder noise, so that :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
 
     Raises:
         ValueError: If a size is not positive.
