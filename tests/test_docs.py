@@ -160,6 +160,31 @@ def test_seeds_are_averaged_and_lengths_looked_up(tmp_path, monkeypatch):
     assert tables.filled(page) == f"before\n<!-- table: kills -->\n{rows}\n<!-- end -->\nafter"
 
 
+def test_the_comparison_shows_the_row_of_most_seeds_and_nothing_that_was_not_measured(monkeypatch):
+    def run(value, **more):
+        return {"fid_digits_10k": value, "fid_digits_reconstructions": 0.5, "fit_cpu_seconds": 9.0} | more
+
+    keys, where = tables.COMPARED["WAE-MMD, 8 units"]
+    assert where == ""
+    fitted = run(7.0) | {f"fid_digits_10k{tables.FITTED}": 2.0, f"patch_distance_mean_10k{tables.FITTED}": 0.0214}
+    files = {
+        "mnist_results": {keys[0]: {"runs": [run(3.0)]}, keys[1]: {"runs": [run(4.0), run(6.0)]},
+                          tables.COMPARED["VAE, 50 Gaussians"][0][0]: {"runs": [fitted]}},
+        "pythae": [run(8.0, sampler="MAF", cpu_seconds=12.0), run(5.0)],
+        "yardsticks": {"digits": {"rows": {"floor": {
+            "fid_digits": 1.0, "fid_digits_twin": 0.25, "patch_distance_mean": 0.011}}}},
+    }  # fmt: skip
+    monkeypatch.setattr(tables, "load", files.__getitem__)
+    rows = [line.strip("| ").split(" | ") for line in tables.compared(tables.COMPARED).splitlines()[2:]]
+    assert rows == [
+        ["*real digits*", "1.00", "0.25", "11", *"–––––"],
+        ["VAE, 50 Gaussians", "2.00", "–", "21", "–", "0.50", "–", "9", "1"],
+        ["VAE, N(0, I)", "7.00", "–", "–", "–", "0.50", "–", "9", "1"],
+        ["pythae, its MAF", "8.00", "–", "–", "–", "0.50", "–", "12", "1"],
+        ["WAE-MMD, 8 units", "5.00 ± 1.41", "–", "–", "–", "0.50 ± 0.00", "–", "9", "2"],
+    ]
+
+
 # ---- the site -------------------------------------------------------------------------------------------------------
 
 

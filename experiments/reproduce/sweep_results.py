@@ -90,9 +90,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder that holds MNIST/raw; the bundled digits if left out")
     parser.add_argument("--configs", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS), help="(both)")
-    parser.add_argument(
-        "--changes", nargs="+", metavar="CHANGE", help="only these, such as 'λ = 1' (all)"
-    )
+    parser.add_argument("--changes", nargs="+", metavar="CHANGE", help="only these, such as 'λ = 1' (all)")
     parser.add_argument("--epochs", type=int, default=4, help="(4)")
     parser.add_argument("--num_samples", type=int, default=2000, help="samples to measure by (2000)")
     out = EXPERIMENTS / "results" / "sweep.json"
