@@ -217,10 +217,10 @@ class FewDigits:
         self.test = data.test_set.images[:COUNT].float() / 255
 
     def train_dataloader(self):
-        return self.train.split(7)
+        return iter(self.train.split(7))
 
     def test_dataloader(self):
-        return self.test.split(7)
+        return iter(self.test.split(7))
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         return [batch]
