@@ -295,6 +295,8 @@ def test_a_folder_is_measured_against_another_without_a_model(digits, tmp_path, 
     found, features = json.loads(out.read_text()), DigitFeatures()
     assert set(found) == {
         *(f"{measure}_digits_400" for measure in ("fid", "kid", "precision", "recall")),
+        "fid_digits_twin_400",
+        *(f"patch_distance_{scale}_400" for scale in ("mean", "28x28", "14x14")),
         "sharpness_samples",
         "sharpness_real",
     }
