@@ -136,8 +136,7 @@ class BatchDataModule(LightningDataModule, Part):
         """
         path = Path(checkpoint_path) if isinstance(checkpoint_path, str) else checkpoint_path
         stored = dict(read_plain(path).get("datamodule_hyper_parameters", {}))
-        stored.pop("_class_path", None)
-        kept = {name: value for name, value in stored.items() if name not in arguments}
+        kept = {name: value for name, value in stored.items() if not (name.startswith("_") or name in arguments)}
         for name, value in kept.items():
             check_description(value, trust=trust, name=name)
         return cls(**{name: build(value, trust, name=name) for name, value in kept.items()}, **arguments)

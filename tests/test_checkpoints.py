@@ -193,7 +193,7 @@ def test_hostile_data_is_not_built_either(images, module):
     assert not (module / "imported").exists()
     assert not (module / "made").exists()
     loaded = HalfImageDataModule.load_from_checkpoint(path, images=MNISTDataModule(), observed="left")
-    assert loaded.observed == "left"
+    assert loaded.pairs.condition_shape == (1, 28, 14)
 
 
 def test_a_model_larger_than_its_weights_is_not_made(module):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import HalfImageDataModule, MNISTDataModule
 from wae_lightning import ConditionalWAE, from_config
-from wae_lightning.callbacks import CompletionPictures
+from wae_lightning.callbacks import CompletionPictures, MeasureCompletions
 from wae_lightning.callbacks.completions import most_ambiguous
 from wae_lightning.cli import train
 from wae_lightning.costs import BinaryCrossEntropy, SquaredError
@@ -26,6 +26,7 @@ from wae_lightning.networks import (
     ConditionalConvEncoder,
     ConditionalMLPDecoder,
     ConditionalMLPEncoder,
+    CouplingFlow,
     Critic,
     WhitenedPCA,
 )
@@ -57,16 +58,18 @@ def small(observed="top", fraction=0.5, shape=(1, 28, 28), cls=ConditionalWAE, d
     parts = ImageParts(shape, observed, fraction)
     report = cls is ReportWAE
     noise = arguments.setdefault("noise", EncoderNoise() if report else FixedNoise(0.5))
-    seen = [parts.observed_shape] if report else [parts.observed_shape, parts.target_shape]
+    seen = [parts.condition_shape] if report else [parts.condition_shape, parts.target_shape]
     return cls(
         ConditionalMLPEncoder(seen, d * noise.features_per_dimension, hidden=(16,)),
-        ConditionalMLPDecoder(d, parts.target_shape, None if report else parts.observed_shape, hidden=(16,)),
+        ConditionalMLPDecoder(d, parts.target_shape, None if report else parts.condition_shape, hidden=(16,)),
         latent_dim=d,
-        observed=observed,
-        fraction=fraction,
-        image_shape=shape,
+        condition_shape=parts.condition_shape,
+        target_shape=parts.target_shape,
         **arguments,
     )
+
+
+TOP = ImageParts((1, 28, 28))
 
 
 def halves(observed="top", **arguments):
@@ -84,7 +87,7 @@ def images(n=4, shape=(1, 28, 28)):
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 0.7])
 def test_parts_are_those_of_the_data_module(observed, fraction):
     parts, data = ImageParts((1, 28, 28), observed, fraction), halves(observed, fraction=fraction)
-    assert (parts.observed_shape, parts.target_shape) == (data.observed_shape, data.target_shape)
+    assert (parts.condition_shape, parts.target_shape) == (data.condition_shape, data.target_shape)
     assert torch.equal(parts.mask, data.mask)
     whole = images()
     for ours, theirs in zip(parts.split(whole), data.split(whole), strict=True):
@@ -96,18 +99,22 @@ def test_parts_are_those_of_the_data_module(observed, fraction):
 @pytest.mark.parametrize("observed", OBSERVED)
 @pytest.mark.parametrize(("fraction", "shape"), [(0.5, (1, 28, 28)), (0.25, (3, 16, 12))])
 def test_completions_leave_the_observed_pixels_untouched(observed, fraction, shape):
-    model = small(observed, fraction, shape).eval()
+    model, parts = small(observed, fraction, shape).eval(), ImageParts(shape, observed, fraction)
     whole = images(3, shape)
-    x, y = model.parts.split(whole)
+    x, y = parts.split(whole)
     completions = model.complete(x, 4)
-    assert completions.shape == (3, 4, *model.parts.target_shape)
-    completed = model.join(x.unsqueeze(1), completions)
+    assert completions.shape == (3, 4, *parts.target_shape)
+    completed = parts.join(x.unsqueeze(1), completions)
     assert completed.shape == (3, 4, *shape)
-    seen = model.parts.mask.expand(shape)
+    seen = parts.mask.expand(shape)
     assert torch.equal(completed[..., seen], whole.unsqueeze(1).expand_as(completed)[..., seen])
     assert (completions.min() >= 0) & (completions.max() <= 1)
     # where the target is no rectangle, nothing lies outside of it
-    assert torch.equal(model.parts.split(model.parts.join(x, completions[:, 0]))[1], completions[:, 0])
+    inside = parts.split(parts.join(x, completions[:, 0]))[1]
+    assert torch.equal(parts.join(x, inside), completed[:, 0])
+    assert (parts.hidden(x) == ~parts.mask).all()
+    assert torch.equal(parts.show(x)[..., parts.mask[0]], whole[..., parts.mask[0]])
+    assert (parts.show(x)[..., ~parts.mask[0]] == 0.5).all()
     assert model(x, y).shape == y.shape
 
 
@@ -116,7 +123,7 @@ def test_completions_leave_the_observed_pixels_untouched(observed, fraction, sha
 
 def test_code_and_observed_part_are_both_used():
     model = small().eval()
-    x, _ = model.parts.split(images())
+    x, _ = TOP.split(images())
     z = torch.randn(4, 3)
     same_x = x[:1].expand_as(x)
     assert not torch.allclose(model.decode(same_x, z), model.decode(same_x, z.flip(0)), atol=1e-3)
@@ -135,7 +142,7 @@ def test_the_encoder_sees_both_parts_but_in_report_mode_one():
 
 def test_report_mode_is_the_report_s_model():
     model = small(cls=ReportWAE).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     assert (model.match, type(model.penalty)) == ("marginal", MMD)
     assert torch.equal(model(x), model.decoder(model.encoder(x)))
     completions = model.complete(x, 3)
@@ -146,7 +153,7 @@ def test_report_mode_is_the_report_s_model():
 
 def test_completions_of_given_codes():
     model = small().eval()
-    x, _ = model.parts.split(images())
+    x, _ = TOP.split(images())
     z = torch.randn(5, 3)
     shared = model.complete(x, 5, z=z)
     assert torch.equal(shared, model.complete(x, 5, z=z.expand(4, 5, 3)))
@@ -159,7 +166,7 @@ def test_completions_of_given_codes():
 @pytest.mark.parametrize("prior", [Normal(3), Sphere(3)])
 def test_interpolation_leads_from_one_completion_to_the_other(prior):
     model = small(prior=prior).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     a, b = prior.sample(4), prior.sample(4)
     line = model.interpolate(x, a, b, 5)
     assert line.shape == (5, *y.shape)
@@ -250,7 +257,7 @@ def test_the_critic_sees_features_only_if_the_match_is_joint(match):
     features = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(5))
     critic = Critic(3 + 5 * (match == "joint"), width=8)
     model = small(penalty=Adversarial(critic, log_prior=False), match=match, features=features)
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     rows, _ = codes_and_loss(model, (x, y))
     prior = model.prior_like(rows)
     assert rows.shape == prior.shape == (4, 8 if match == "joint" else 3)
@@ -261,8 +268,8 @@ def test_the_critic_sees_features_only_if_the_match_is_joint(match):
 
 def test_the_loss_is_cost_plus_weight_times_penalty():
     model = small(noise=EncoderNoise(), penalty=MMD(), cost=SquaredError(0.05), penalty_weight=3.0)
-    model.features.fit(model.parts.split(images(100))[0])
-    x, y = model.parts.split(images(8))
+    model.features.fit(TOP.split(images(100))[0])
+    x, y = TOP.split(images(8))
     logged = {}
     model.trainer = pl.Trainer(**SHORT)
     model.log_dict = lambda values, **_: logged.update(values)
@@ -310,9 +317,11 @@ def test_components_without_variance_are_not_blown_up():
 @pytest.mark.parametrize("observed", OBSERVED)
 def test_convolutional_networks_take_every_part(observed):
     parts = ImageParts((3, 28, 28), observed)
-    encoder = ConditionalConvEncoder([parts.observed_shape, parts.target_shape], 6, width=1 / 64, hidden=8)
-    decoder = ConditionalConvDecoder(6, parts.target_shape, parts.observed_shape, width=1 / 64, hidden=8)
-    model = ConditionalWAE(encoder, decoder, latent_dim=6, image_shape=(3, 28, 28), observed=observed)
+    encoder = ConditionalConvEncoder([parts.condition_shape, parts.target_shape], 6, width=1 / 64, hidden=8)
+    decoder = ConditionalConvDecoder(6, parts.target_shape, parts.condition_shape, width=1 / 64, hidden=8)
+    model = ConditionalWAE(
+        encoder, decoder, latent_dim=6, condition_shape=parts.condition_shape, target_shape=parts.target_shape
+    )
     x, y = parts.split(images(2, (3, 28, 28)))
     assert model.encode(x, y).shape == (2, 6)
     assert model(x, y).shape == y.shape
@@ -327,7 +336,7 @@ def test_convolutional_networks_take_every_part(observed):
 @pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
 def test_importance_weights_against_the_densities_of_torch(noise, scale):
     model = small(noise=noise, prior=Normal(3, scale)).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     torch.manual_seed(3)
     weights = model.log_weights(x, y, 6)
     torch.manual_seed(3)
@@ -344,7 +353,7 @@ def test_importance_weights_against_the_densities_of_torch(noise, scale):
 @pytest.mark.parametrize("noise", [FixedNoise(0.5), GaussianNoise(0.7)])
 def test_the_posterior_is_what_the_encoder_draws_from(noise, scale):
     model = small(noise=noise, prior=Normal(3, scale)).eval()
-    x, y = (part[:1].expand(20_000, -1, -1, -1) for part in model.parts.split(images(1)))
+    x, y = (part[:1].expand(20_000, -1, -1, -1) for part in TOP.split(images(1)))
     mean, std = model.posterior(x[:1], y[:1])
     z = model.encode(x, y, noise=True)
     torch.testing.assert_close(z.mean(0), mean[0], atol=0.02 * scale, rtol=0)
@@ -354,7 +363,7 @@ def test_the_posterior_is_what_the_encoder_draws_from(noise, scale):
 @pytest.mark.parametrize("noise", [EncoderNoise(), InputNoise()])
 def test_an_encoder_without_density_has_no_posterior(noise):
     model = small(noise=noise).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     assert model.posterior(x, y) is None
     assert model.log_weights(x, y, 5, prior=True).shape == (4, 5)
     with pytest.raises(ValueError, match="has no density"):
@@ -378,9 +387,9 @@ def test_an_encoder_without_density_has_no_posterior(noise):
     ids=str,
 )
 def test_training_and_test(tmp_path, arguments):
-    model = small(likelihood_images=40, **arguments)
+    model = small(**arguments)
     before = [parameter.detach().clone() for parameter in model.encoder.parameters()]
-    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[MeasureCompletions(40)], **SHORT)
     data = halves(arguments.get("observed", "top"))
     trainer.fit(model, data)
     assert not any(map(torch.equal, before, model.encoder.parameters()))
@@ -396,15 +405,15 @@ def test_training_and_test(tmp_path, arguments):
     else:
         assert results["test/nll"] <= results["test/negative_elbo"]
         assert results["test/diversity"] > 0
-    codes, reconstructions = trainer.predict(model, DataLoader(TensorDataset(*model.parts.split(images())), 4))[0]
+    codes, reconstructions = trainer.predict(model, DataLoader(TensorDataset(*data.split(images())), 4))[0]
     assert codes.shape == (4, 3)
-    assert reconstructions.shape == (4, *model.parts.target_shape)
+    assert reconstructions.shape == (4, *data.target_shape)
 
 
 def test_a_label_net_stands_beside_the_model(tmp_path):
-    model = small(likelihood_images=0, match="marginal")
-    model.label_net = nn.Sequential(nn.Flatten(), nn.Linear(14 * 28, 10))
-    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
+    model = small(match="marginal")
+    label_net = nn.Sequential(nn.Flatten(), nn.Linear(14 * 28, 10))
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[MeasureCompletions(0, label_net)], **SHORT)
     (results,) = trainer.test(model, halves(), verbose=False)
     assert 0 < results["test/agreement_reference"] < 0.3
     assert results["test/label_entropy_reference"] > 1
@@ -462,11 +471,11 @@ def test_the_ambiguous_parts_are_those_whose_neighbours_disagree():
 
 def test_the_picture_shows_observed_part_truth_and_completions(tmp_path):
     model = small().eval()
-    x, y = model.parts.split(images(12))
+    x, y = TOP.split(images(12))
     callback = CompletionPictures(rows=3, columns=4)
-    picture = callback.draw(model, x, y)
+    picture = callback.draw(model, x, y, TOP)
     assert picture.shape == (3, 3 * 30 + 2, 6 * 30 + 2)
-    assert torch.equal(picture, callback.draw(model, x, y))
+    assert torch.equal(picture, callback.draw(model, x, y, TOP))
     first = most_ambiguous(x, y, 3)[0]
     assert torch.equal(picture[:1, 2:16, 2:30], x[first])
     assert (picture[:, 16:30, 2:30] == 0.5).all()
@@ -478,7 +487,7 @@ def test_the_config_trains_draws_and_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     flags = ["--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--max_epochs=1"]
-    fast = ["--model.likelihood_images=10", "--enable_progress_bar=false"]
+    fast = ["--data.batch_size=20", "--enable_progress_bar=false"]
     train.main(["--config", "mnist_conditional", *flags, *fast])
     run = tmp_path / "runs" / "mnist_conditional" / "version_0"
     assert (run / "completions.png").exists()
@@ -488,8 +497,9 @@ def test_the_config_trains_draws_and_loads(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist_conditional_report", "mnist_conditional_paper", "celeba_conditional"])
 def test_the_other_configs_build_models_that_fit_their_data(name):
-    model, _ = from_config(name)
-    x, y = model.eval().parts.split(images(2, (3, 64, 64) if "celeba" in name else (1, 28, 28)))
+    model, data = from_config(name)
+    model.eval()
+    x, y = data.split(images(2, data.image_shape))
     assert model(x, y).shape == y.shape
     assert isinstance(model, ReportWAE) == ("report" in name)
 
@@ -500,13 +510,12 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fraction": 0.0}, "fraction must be between 0 and 1"),
-        ({"fraction": 1.0}, "fraction must be between 0 and 1, got 1.0"),
-        ({"fraction": 0.01}, "fraction must leave both parts"),
-        ({"observed": "middle"}, "observed must be one of top, bottom"),
-        ({"image_shape": (28, 28)}, "image_shape must be"),
+        ({"condition_shape": ()}, r"condition_shape must be one or more positive numbers, got \(\)"),
+        ({"target_shape": (1, 0, 28)}, "target_shape must be one or more positive numbers"),
+        ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
+        ({"flow": CouplingFlow(8, condition_features=3)}, "the flow must have condition_features 16"),
+        ({"flow": CouplingFlow(8, condition_features=16), "match": "marginal"}, "must have condition_features 0"),
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),
-        ({"likelihood_images": -1}, "likelihood_images must be 0 or more"),
         ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
         ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),
         ({"penalty": MMDPlusPlus(100), "noise": GaussianNoise()}, "MMDPlusPlus compares codes only"),
@@ -521,14 +530,18 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 def test_inputs_that_do_not_fit(tmp_path):
     model = small().eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     for call, message in (
         (lambda: model.complete(x, 0), "n must be at least 1, got 0"),
-        (lambda: model.complete(images(), 2), r"observed part must be of shape \(B, 1, 14, 28\), got \(4, 1, 28, 28\)"),
+        (lambda: MeasureCompletions(-1), "likelihood_images must be 0 or more, got -1"),
+        (
+            lambda: model.complete(images(), 2),
+            r"condition must be of shape \(B, 1, 14, 28\), as in training, got \(4, 1, 28, 28\)",
+        ),
         (lambda: model.complete(x, 2, z=torch.randn(3, 3)), r"z must be \(2, 3\) or \(4, 2, 3\)"),
-        (lambda: model.encode(x), "encode needs the hidden part"),
-        (lambda: model.encode(x, y[..., 1:]), r"hidden part must be of shape \(B, 1, 14, 28\)"),
-        (lambda: model.decode(x), "decode needs the observed part and the code"),
+        (lambda: model.encode(x), "encode needs the target"),
+        (lambda: model.encode(x, y[..., 1:]), r"target must be of shape \(B, 1, 14, 28\)"),
+        (lambda: model.decode(x), "decode needs the condition and the code"),
         (lambda: model.sample(3), r"use complete\(x, n\)"),
         (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(4, 3), 1), "steps must be at least 2"),
         (lambda: model.interpolate(x, torch.randn(4, 3), torch.randn(3, 3), 2), "must have one shape"),
@@ -551,10 +564,10 @@ def test_inputs_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (MNISTDataModule(batch_size=20), r"needs batches \(observed part, hidden part, ...\)"),
-        (DataLoader(images(20), 10), r"needs batches \(observed part, hidden part, ...\)"),
-        (halves("left"), r"the observed part must be of shape \(B, 1, 14, 28\), got \(40, 1, 28, 14\)"),
-        (DataLoader(TensorDataset(images(20, (1, 14, 28)), images(20, (1, 7, 28))), 10), "the hidden part must be of"),
+        (MNISTDataModule(batch_size=20), r"needs batches \(condition, target, ...\)"),
+        (DataLoader(images(20), 10), r"needs batches \(condition, target, ...\)"),
+        (halves("left"), r"the condition must be of shape \(B, 1, 14, 28\), as in training, got \(40, 1, 28, 14\)"),
+        (DataLoader(TensorDataset(images(20, (1, 14, 28)), images(20, (1, 7, 28))), 10), "the target must be of"),
         (DataLoader(TensorDataset(*2 * [2 * images(60, (1, 14, 28))]), 20), r"floats in \[0, 1\]"),
     ],
     ids=["labels", "tensors", "other half", "wrong target", "range"],
@@ -569,7 +582,7 @@ def test_data_that_does_not_fit(tmp_path, data, message):
 
 def test_the_scale_of_the_prior_counts():
     model = small(prior=Normal(3, 2.0)).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     own = model.complete(x, 5, generator=torch.Generator().manual_seed(1))
     z = 2 * torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -581,7 +594,7 @@ def test_the_scale_of_the_prior_counts():
     expected = (both[0] - both[1]).square().sum(1).mean().item()
     assert joint.expected_squared_distance == pytest.approx(expected, rel=0.02)
     # the draws that codes are compared with
-    model.features.fit(model.parts.split(images(40))[0])
+    model.features.fit(TOP.split(images(40))[0])
     compared = model.compared((x, y), model.draw_codes((x, y)))
     torch.manual_seed(4)
     draws = model.prior_like(compared)
@@ -592,14 +605,14 @@ def test_the_scale_of_the_prior_counts():
 
 def test_the_features_are_those_of_the_observed_part():
     model = small(features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)), penalty=MMD()).eval()
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     compared = model.compared((x, y), torch.zeros(4, 3))
     torch.testing.assert_close(compared[:, 3], x.mean((1, 2, 3)))
 
 
 def test_noise_on_the_input_is_for_training():
     model = small(noise=InputNoise(0.3))
-    x, y = model.parts.split(images())
+    x, y = TOP.split(images())
     assert not torch.equal(model.train().encode(x, y), model.encode(x, y))
     assert torch.equal(model.eval().encode(x, y), model.encode(x, y))
 
@@ -627,10 +640,11 @@ def test_likelihoods_are_of_as_many_images_as_asked(tmp_path, monkeypatch):
         value = 1.0 if len(x) == 4 else 10.0
         return torch.tensor([value, 3 * value]).expand(len(x), 2) - (100 if prior else 0)
 
-    model = small(likelihood_images=7, features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)))
+    model = small(features=nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1)))
     monkeypatch.setattr(model, "log_weights", log_weights)
-    trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT | {"limit_test_batches": 3})
-    (found,) = trainer.test(model, DataLoader(TensorDataset(*model.parts.split(images(12))), 4), verbose=False)
+    measure = MeasureCompletions(7)
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[measure], **SHORT | {"limit_test_batches": 3})
+    (found,) = trainer.test(model, DataLoader(TensorDataset(*TOP.split(images(12))), 4), verbose=False)
     assert asked == [(4, 100, True), (4, 100, False), (3, 100, True), (3, 100, False)]
     assert found["test/negative_elbo"] == pytest.approx(-(4 * 2 + 3 * 20) / 7, rel=1e-5)
     nll = [-math.log((math.exp(a) + math.exp(3 * a)) / 2) for a in (1.0, 10.0)]

@@ -61,13 +61,17 @@ def size(config, name):
 def run_once(model, data):
     """All of a step but the optimizer's: on random data of the shape that the data module has."""
     if hasattr(data, "target_shape"):
-        x = torch.rand(4, *data.observed_shape), torch.rand(4, *data.target_shape)
+        x = (
+            (torch.arange(4) % data.num_classes if data.num_classes else torch.rand(4, *data.condition_shape)),
+            torch.rand(4, *data.target_shape),
+        )
+        x = model.inputs_of(x)
     elif hasattr(data, "image_shape"):
         x = torch.rand(4, *data.image_shape)
     else:
         x = torch.randn(4, data.num_points, 3)
     if isinstance(getattr(model, "features", None), WhitenedPCA):
-        model.features.fit(torch.rand(30, *data.observed_shape))
+        model.features.fit(torch.rand(30, *data.condition_shape))
     codes, loss = codes_and_loss(model, x)
     penalty = model.penalty(codes, model.prior_like(codes))
     assert torch.isfinite(loss)
@@ -81,8 +85,14 @@ def small(name):
     return {"encoder": {"width": 0.05}, "decoder": {"width": 0.05}} if conv else {}
 
 
-def root_of(name):
-    return {"root": "pictures"} if name.startswith("folder") else {}
+def changed(name, **images):
+    """Arguments of the data module of a config that change those of its images, and say where a folder is."""
+    if name.startswith("folder"):
+        images["root"] = "pictures"
+        for label in ("cat", "dog"):  # which are the labels
+            Path("pictures", label).mkdir(parents=True, exist_ok=True)
+            Path("pictures", label, "1.png").touch()
+    return images if not images or "_wae_" in name else {"images": images}
 
 
 # ---- every config ----------------------------------------------------------------------------------------------------
@@ -90,26 +100,26 @@ def root_of(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_trains_as_it_is(name):
-    run_once(*from_config(name, data=root_of(name), **small(name)))
+    run_once(*from_config(name, data=changed(name), **small(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_argument_changes_the_latent_dimension_of_every_config(name):
-    model, data = from_config(name, latent_dim=6, data=root_of(name), **small(name))
+    model, data = from_config(name, latent_dim=6, data=changed(name), **small(name))
     assert model.latent_dim == 6
     run_once(model, data)
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_of_another_size_and_in_grey_need_no_word_to_the_model(name):
-    change = {"image_size": 32, "channels": 1}
-    halves = "conditional" in name
-    data = {"images": change} if halves else change | root_of(name)
+    data = changed(name, image_size=32, channels=1)
     model, module = from_config(name, data=data, **small(name))
     assert module.image_shape == (1, 32, 32)
     run_once(model, module)
-    flags = [f"--data.{'images.' * halves}{key}={value}" for key, value in (change | root_of(name)).items()]
-    assert size(parsed(f"--config={name}", *flags), "model.image_shape") == [1, 32, 32]
+    pairs = "images" in data
+    flags = [f"--data.{'images.' * pairs}{key}={value}" for key, value in data.get("images", data).items()]
+    found = size(parsed(f"--config={name}", *flags), "model.target_shape" if pairs else "model.image_shape")
+    assert found == list(module.target_shape if pairs else module.image_shape)
 
 
 def test_the_sizes_of_the_default_configs_are_what_they_were():
@@ -148,11 +158,12 @@ def test_the_sizes_of_the_default_configs_are_what_they_were():
          {"penalty.critic.latent_dim": 8 + 16}),
         (["--config=mnist_conditional", "--model.penalty=Adversarial", "--model.penalty.critic=Critic",
           "--model.features=WhitenedPCA", "--model.features.num_features=5", "--data.observed=left"],
-         {"penalty.critic.latent_dim": 8 + 5, "features.input_shape": [1, 28, 14], "observed": "left"}),
+         {"penalty.critic.latent_dim": 8 + 5, "features.input_shape": [1, 28, 14], "condition_shape": [1, 28, 14]}),
         (["--config=mnist_conditional", "--model.penalty=Adversarial", "--model.penalty.critic=Critic",
           "--model.match=marginal"], {"penalty.critic.latent_dim": 8}),
         (["--config=mnist_conditional_paper", "--data.fraction=0.25"],
-         {"encoder.part_shapes": [[1, 7, 28], [1, 21, 28]], "decoder.target_shape": [1, 21, 28], "fraction": 0.25}),
+         {"encoder.part_shapes": [[1, 7, 28], [1, 21, 28]], "decoder.target_shape": [1, 21, 28],
+          "target_shape": [1, 21, 28]}),
         (["--config=mnist_conditional_report", "--model.encoder=ConditionalMLPEncoder", "--data.fraction=0.25"],
          {"encoder.part_shapes": [[1, 7, 28]], "encoder.latent_dim": 8}),
         (["--config=modelnet40_pointnet", "--data.num_points=500"], {"num_points": 500, "decoder.num_points": 500}),
@@ -164,10 +175,17 @@ def test_what_is_typed_stands_and_the_rest_follows(flags, sizes):
     assert {key: size(config, f"model.{key}") for key in sizes} == sizes
 
 
-@pytest.mark.parametrize("flag", ["--model.observed=left", "--data.observed=left"])
-def test_model_and_data_observe_the_same_part_whichever_is_named(flag):
-    config = parsed("--config=mnist_conditional", flag)
-    assert size(config, "model.observed") == size(config, "data.observed") == "left"
+def test_a_model_of_pairs_has_the_shapes_of_its_data():
+    config = parsed("--config=mnist_conditional", "--data.observed=left")
+    assert size(config, "model.condition_shape") == size(config, "model.target_shape") == [1, 28, 14]
+    config = parsed("--config=mnist_labels", "--data.class_names=[a,b,c]")
+    assert size(config, "model.num_classes") == 3
+    assert size(config, "model.encoder.part_shapes") == [[3], [1, 28, 28]]
+    assert size(config, "model.decoder.observed_shape") == [3]
+    flow = ["--model.flow=CouplingFlow", "--model.latent_dim=6"]
+    config = parsed("--config=mnist_labels", *flow)
+    assert (size(config, "model.flow.dim"), size(config, "model.flow.condition_features")) == (6, 10)
+    assert size(parsed("--config=mnist_conditional", *flow), "model.flow.condition_features") == 16
 
 
 def test_the_size_of_clouds_can_be_said_to_the_model_too():

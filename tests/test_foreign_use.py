@@ -147,7 +147,8 @@ def ours(name, **arguments):
         encoder = ConditionalMLPEncoder([(1, 4, 8), (1, 4, 8)], D, (8,), standardize=True)
         decoder = ConditionalMLPDecoder(D, (1, 4, 8), (1, 4, 8), (8,))
         features = nn.Flatten()
-        return ConditionalWAE(encoder, decoder, latent_dim=D, image_shape=(1, 8, 8), features=features, **arguments)
+        shapes = {"condition_shape": (1, 4, 8), "target_shape": (1, 4, 8)}
+        return ConditionalWAE(encoder, decoder, latent_dim=D, features=features, **shapes, **arguments)
     cls = {"WAEMMD": WAEMMD, "WAEGAN": WAEGAN}[name]
     return cls(**{"encoder": TheirEncoder(), "decoder": TheirDecoder(), "latent_dim": D, **arguments})
 

@@ -342,7 +342,7 @@ def test_repr_is_python():
         "wae_lightning.base.nn.Linear",
         "wae_lightningevil.X", "torch.nn", "", ".", "wae_lightning..Normal", "wae_lightning.priors.Normal\n",
         "torch.nn.Linear.__init__",
-        "torch.optim.lr_scheduler.Optimizer.step", "wae_lightning.image_parts.ImageParts",
+        "torch.optim.lr_scheduler.Optimizer.step", "wae_lightning.joint_mmd.joint_mmd",
     ],
 )  # fmt: skip
 def test_other_classes_are_not_even_imported(path, monkeypatch):

@@ -21,6 +21,7 @@ from wae_lightning.joint_mmd import JointMMD
 from wae_lightning.kernels import squared_distances
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import (
+    AlignedConvEncoder,
     ConditionalConvDecoder,
     ConditionalConvEncoder,
     ConditionalMLPDecoder,
@@ -34,6 +35,7 @@ from wae_lightning.networks import (
     MixtureFlow,
     PointNetEncoder,
     SeedDecoder,
+    UNetDecoder,
     WhitenedPCA,
 )
 from wae_lightning.networks.convolutional import to_pixels
@@ -49,6 +51,8 @@ DECODERS = {
     "convolutional, stride 2": (lambda: ConvDecoder(4, (3, 16, 16), last_stride=2), [(4,)]),
     "conditional perceptron": (lambda: ConditionalMLPDecoder(4, PART, PART), [PART, (4,)]),
     "conditional convolutional": (lambda: ConditionalConvDecoder(4, PART, PART), [PART, (4,)]),
+    "conditional on a label": (lambda: ConditionalConvDecoder(4, (1, 28, 28), (10,)), [(10,), (4,)]),
+    "U-Net": (lambda: UNetDecoder(4, PART, PART, (4, 8)), [PART, (4,)]),
     "fully connected": (lambda: FullyConnectedDecoder(4, 20), [(4,)]),
     "seeds": (lambda: SeedDecoder(4, 20), [(4,)]),
     "folding": (lambda: FoldingDecoder(4, 20), [(4,)]),
@@ -57,6 +61,7 @@ ENCODERS = {
     "convolutional": (lambda: ConvEncoder(latent_dim=4), [(1, 28, 28)]),
     "conditional perceptron": (lambda: ConditionalMLPEncoder([PART, PART], 4, standardize=True), [PART, PART]),
     "conditional convolutional": (lambda: ConditionalConvEncoder([PART, PART], 4), [PART, PART]),
+    "aligned": (lambda: AlignedConvEncoder([PART, PART], 4, standardize=True), [PART, PART]),
     "PointNet": (lambda: PointNetEncoder(4, input_transform=True, feature_transform=True), [(30, 3)]),
 }
 

@@ -95,7 +95,7 @@ def test_no_training_step_waits_or_copies(tmp_path, name):
         model.to(CUDA).eval()
         torch.testing.assert_close(model.training_codes().cpu(), codes)
         if isinstance(model, ConditionalWAE):
-            x = torch.rand(2, *model.parts.observed_shape, device=CUDA)
+            x = torch.rand(2, *model.condition_shape, device=CUDA)
             assert model.complete(x, 3).device == CUDA
             return
         drawn = model.sample(4)
@@ -178,7 +178,7 @@ def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch):
         model, data = MODELS["conditional"]().to(CUDA).eval(), data_of("conditional")
 
         def testing(**flags):
-            return put_there(trainer(tmp_path, limit_test_batches=1))
+            return put_there(trainer(tmp_path, limit_test_batches=1, callbacks=flags["callbacks"]))
 
         monkeypatch.setattr(completions, "Trainer", testing)
         monkeypatch.setattr(completions.LabelNet, "fit", lambda self, data, epochs: self.eval())

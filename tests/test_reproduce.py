@@ -1,6 +1,7 @@
 """The scripts behind RESULTS run on tiny data, and what they write is what an independent computation finds."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 import anomaly_results
 import completion_results
+import condition_results
 import figures
 import make_bundled_digits
 import mnist_results
@@ -20,12 +22,13 @@ import sweep_results
 import torch
 import train_digit_classifier
 import yardstick_results
+from helpers import trainer
 from test_mnist import write_idx
 from torch.nn import functional as F
 
 from datamodules import MNISTDataModule
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
-from wae_lightning import WAEMMD
+from wae_lightning import WAEMMD, evaluation
 from wae_lightning.cli import evaluate, train
 from wae_lightning.image_parts import ImageParts
 from wae_lightning.metrics import DigitClassifier, DigitClassifierTwin, DigitFeatures, PatchDistance
@@ -577,3 +580,53 @@ def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
     runs = json.loads(out.read_text())[f"{row}, 1 epochs"]["runs"]
     assert runs == [{"seed": 0, "psnr": 5.0}, {"seed": 1, "psnr": 3.0}]
     assert mnist_results.summary(runs) == {"psnr": pytest.approx({"mean": 4.0, "std": 2**0.5})}
+
+
+# ---- other conditions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("condition", "model", "measured"),
+    [
+        ("labels", "WAE with a flow", {"accuracy", "fid_digits_of_class", "label_from_code_mlp", "chance"}),
+        ("labels", "CVAE", {"accuracy", "label_from_code_linear"}),
+        ("inpainting", "CVAE", {"mse", "psnr", "fid", "diversity", "sharpness_ratio"}),
+        ("superresolution", "regression", {"mse", "psnr", "fid", "sharpness_ratio"}),
+    ],
+)
+def test_each_condition_model_and_seed_adds_a_row(root, tmp_path, monkeypatch, condition, model, measured):
+    monkeypatch.setattr(condition_results, "train", lambda model, data, seconds: fit_two_steps(model, data))
+    monkeypatch.setattr(evaluation.labels, "STEPS", 5)
+    monkeypatch.setattr(evaluation.completions.LabelNet, "fit", lambda self, data, epochs: self.eval())
+    out = tmp_path / "rows.json"
+    for seed in ("0", "1"):
+        arguments = [
+            condition,
+            "--model",
+            model,
+            "--seed",
+            seed,
+            "--seconds",
+            "1",
+            "--root",
+            str(root),
+            "--out",
+            str(out),
+        ]
+        monkeypatch.setattr("sys.argv", ["condition_results.py", *arguments])
+        condition_results.main()
+    found = json.loads(out.read_text())
+    assert set(found[condition][model]) == {"0", "1"}
+    assert found["digits"] == 540
+    for row in found[condition][model].values():
+        assert measured <= set(row)
+        assert all(math.isfinite(row[name]) for name in measured)
+    assert (tmp_path / f"rows_{condition}_{model}_1.png").is_file()
+    monkeypatch.setattr("sys.argv", ["condition_results.py", *arguments, "--seconds", "2"])
+    with pytest.raises(SystemExit, match="holds results for other settings"):
+        condition_results.main()
+
+
+def fit_two_steps(model, data):
+    trainer(".", limit_train_batches=2, limit_val_batches=0).fit(model, data)
+    return 2

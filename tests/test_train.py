@@ -131,7 +131,8 @@ def test_a_config_is_named_or_a_file(empty_folder):
 @pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_config_can_be_built(config, capsys):
     # a folder of pictures has no default
-    data = ["--data.root=pictures"] if config.startswith("folder") else []
+    place = "--data.root=pictures" if "_wae_" in config else "--data.images.root=pictures"
+    data = [place] if config.startswith("folder") else []
     with pytest.raises(SystemExit) as stop:
         train.main(["--config", config, *data, "--print_config"])
     assert stop.value.code == 0

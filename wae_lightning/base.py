@@ -179,7 +179,8 @@ class WAE(RecordedModel, Steps):
         Raises:
             ValueError: If the encoder puts out another number of features than the prior and the noise need.
         """
-        return self._from_code(self._encode(x, self.training if noise is None else noise))
+        code = self._encode(x, self.training if noise is None else noise)
+        return self._from_code(code, code[:, self.latent_dim :])
 
     def decode(self, z: Tensor) -> Tensor:
         """Decodes codes (B, latent_dim), on any device, to outputs (B, *output) on the model's."""
@@ -245,12 +246,13 @@ class WAE(RecordedModel, Steps):
         """
         if not len(self.memory):
             raise ValueError("the model holds no training codes: it, or the checkpoint it is from, was not trained")
-        codes = self.memory.all()[:, : self.latent_dim].to(self.device)
-        if codes.shape[1] < self.latent_dim or not codes.isfinite().all():
+        rows = self.memory.all().to(self.device)
+        codes, features = rows[:, : self.latent_dim], rows[:, self.latent_dim :]
+        if codes.shape[1] < self.latent_dim or not rows.isfinite().all():
             raise ValueError(
                 f"the training codes must be {self.latent_dim} finite numbers each: the checkpoint is damaged"
             )
-        return self._from_code(codes)
+        return self._from_code(codes, features)
 
     def _features(self, x: Any) -> Tensor:
         return self.encoder(self.noise.on_input(x) if self.training else x)  # type: ignore[no-any-return]
@@ -277,8 +279,8 @@ class WAE(RecordedModel, Steps):
             code = self.prior.scale * code  # both make codes of variance 1
         return self.prior.project(code)
 
-    def _from_code(self, code: Tensor) -> Tensor:
-        """Maps the encoder's own codes to z."""
+    def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
+        """Maps the encoder's own codes (n, d) to z; ``features`` (n, p) stand beside them in what is compared."""
         return code if self.flow is None else self.prior.scale * self.flow(code)[0]
 
     def _decode(self, code: Tensor) -> Tensor:
@@ -314,15 +316,21 @@ class WAE(RecordedModel, Steps):
         return self.prior.sample(len(compared), device=compared.device).to(compared.dtype)
 
     def terms(self, x: Any, code: Tensor) -> dict[str, Tensor]:
-        terms = {"cost": self._mean_cost(x, self._decode(code[:: self.penalty.codes_per_input]))}
+        terms = {"cost": self._mean_cost(*self._reconstruction(x, code[:: self.penalty.codes_per_input]))}
         if self.flow is not None:
-            codes = in_full_precision(code).detach()
+            rows = self.compared(x, code).detach()
             if self.training:
                 # the codes of the last batches are nearly those of the present encoder
-                codes = torch.cat([codes, self.memory.latest(FLOW_CODES - len(codes), like=codes)])
+                rows = torch.cat([rows, self.memory.latest(FLOW_CODES - len(rows), like=rows)])
+            codes, features = rows[:, : self.latent_dim], rows[:, self.latent_dim :]
             noisy = codes + self.flow_noise * torch.randn_like(codes)
-            terms["flow_loss"] = -self.flow.log_prob(noisy).mean() / self.latent_dim
+            given = (features,) if self.flow.condition_features else ()
+            terms["flow_loss"] = -self.flow.log_prob(noisy, *given).mean() / self.latent_dim
         return terms
+
+    def _reconstruction(self, x: Any, code: Tensor) -> tuple[Tensor, Tensor]:
+        """What the cost compares: what shall come out of the decoder, and what does."""
+        return x, self._decode(code)
 
     def _mean_cost(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         with torch.autocast(target.device.type, enabled=False):
@@ -331,4 +339,4 @@ class WAE(RecordedModel, Steps):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions of the inputs."""
         code = self._encode(self.inputs_of(batch), noise=False)
-        return self._from_code(code), self._decode(code)
+        return self._from_code(code, code[:, self.latent_dim :]), self._decode(code)

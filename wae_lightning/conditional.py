@@ -1,4 +1,4 @@
-"""The conditional Wasserstein auto-encoder: completes an image from a part of it, in many plausible ways."""
+"""The conditional Wasserstein auto-encoder: draws y for a given x, in many plausible ways."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.base import WAE
-from wae_lightning.callbacks.completion_measures import MeasureCompletions
 from wae_lightning.costs import BinaryCrossEntropy, Cost
 from wae_lightning.drawing import evaluation_mode, lines_between
-from wae_lightning.image_parts import ImageParts, Observed
 from wae_lightning.joint_mmd import penalty_of_pairs
-from wae_lightning.likelihood import CompletionLikelihood
+from wae_lightning.likelihood import ConditionalLikelihood
 from wae_lightning.networks.conditional import (
     ConditionalMLPDecoder,
     ConditionalMLPEncoder,
     WhitenedPCA,
     number_of_features,
 )
+from wae_lightning.networks.flow import Flow
 from wae_lightning.noise import EncoderNoise, FixedNoise
 from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 from wae_lightning.training.features import FitFeatures
+from wae_lightning.training.inputs import check_positive, check_shape, one_hot
 
 __all__ = ["ConditionalWAE"]
 
 
-class ConditionalWAE(CompletionLikelihood, WAE):
-    r"""Completes an image x from an observed part of it: an encoder E(x, y), a decoder G(x, z) and a prior of z.
+class ConditionalWAE(ConditionalLikelihood, WAE):
+    r"""Draws targets y given conditions x: an encoder E(x, y), a decoder G(x, z) and a prior of z.
 
     .. math:: \min_{E, G}\; E\, c(Y, G(X, Z)) + \lambda\, D(Q_{\varphi(X), Z},\; P_{\varphi(X)} \otimes P_Z)
 
     The second term makes the code follow the prior whatever x is, so that z tells nothing about x and every draw from
     the prior gives a plausible target for every x: the conditional form of I. Tolstikhin et al., "Wasserstein
     auto-encoders", ICLR 2018, eq. 4. The features φ(x) are fixed. If only the distribution of z is matched
-    (``match="marginal"``), x may be encoded in z a second time, and completions with z from the prior contradict x.
+    (``match="marginal"``), x may be encoded in z a second time, and targets with z from the prior contradict x.
 
-    Batches are ``(observed, target, ...)``, floats in [0, 1]; a third element are labels, which serve the test only.
-    The test measures completions, see :class:`~wae_lightning.callbacks.MeasureCompletions`. Arguments that are not
-    listed are those of :class:`~wae_lightning.base.WAE`.
+    x may be a part of an image, one of low resolution, attributes, a label: anything of one shape. With ``num_classes``
+    conditions are integers (B,), which the networks see as one-hot vectors; such vectors (B, num_classes) may be given
+    in their place. Batches are ``(condition, target, ...)``; what follows serves measures and pictures only. Arguments
+    that are not listed are those of :class:`~wae_lightning.base.WAE`.
 
     Args:
         encoder: Network (x, y) -> (B, d), or (B, 2d) with ``GaussianNoise``. None: two hidden layers of 512 and
@@ -57,24 +58,22 @@ class ConditionalWAE(CompletionLikelihood, WAE):
         penalty_weight: λ.
         noise: How codes are drawn from the encoder's output. None: ``FixedNoise(0.5)``.
         match: ``joint`` or ``marginal``.
-        features: Network φ that maps x to (B, p), not trained. None: the first 16 principal components, whitened, which
-            are computed from the training set before the first step.
-        image_shape: (channels, height, width) of whole images.
-        observed: Which part is observed, as in ``HalfImageDataModule``: ``top``, ``bottom``, ``left``, ``right``,
-            ``1_quadrant``, ``2_quadrants`` or ``3_quadrants``.
-        fraction: Share of the height or width that is observed.
-        likelihood_images: So many test images serve for the likelihoods, the slowest measures.
-        latent_dim: d for a prior that is left None; None means 8.
-        **kwargs: See :class:`~wae_lightning.base.WAE`.
+        features: Network φ that maps x to (B, p), not trained. None: x itself, if it is a vector or a label; else the
+            first 16 principal components, whitened, which are computed from the training set before the first step.
+        flow: As in ``WAE``. With ``condition_features`` = p it is a map of codes given φ(x), so that draws for this x
+            follow the codes of this x; then ``match`` must be ``joint``.
+        condition_shape: Shape of one condition. The two defaults are upper and lower halves of MNIST's digits.
+        target_shape: Shape of one target.
+        num_classes: Number of labels, if conditions are labels; ``condition_shape`` is then ``(num_classes,)``.
 
     Raises:
         ValueError: If an argument is out of its range or two parts do not fit together.
 
     Example:
-        >>> model = ConditionalWAE().eval()
-        >>> x = torch.rand(2, 1, 14, 28)
-        >>> model.complete(x, 5).shape, model.join(x.unsqueeze(1), model.complete(x, 5)).shape
-        (torch.Size([2, 5, 1, 14, 28]), torch.Size([2, 5, 1, 28, 28]))
+        >>> ConditionalWAE().complete(torch.rand(2, 1, 14, 28), 5).shape
+        torch.Size([2, 5, 1, 14, 28])
+        >>> ConditionalWAE(num_classes=10, target_shape=(1, 28, 28)).complete([3, 7], 5).shape
+        torch.Size([2, 5, 1, 28, 28])
     """
 
     def __init__(
@@ -88,155 +87,144 @@ class ConditionalWAE(CompletionLikelihood, WAE):
         noise: EncoderNoise | None = None,
         match: Literal["joint", "marginal"] = "joint",
         features: nn.Module | None = None,
-        image_shape: Sequence[int] = (1, 28, 28),
-        observed: Observed = "top",
-        fraction: float = 0.5,
-        likelihood_images: int = 2000,
+        flow: Flow | None = None,
+        condition_shape: Sequence[int] = (1, 14, 28),
+        target_shape: Sequence[int] = (1, 14, 28),
+        num_classes: int | None = None,
         latent_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
         if match not in ("joint", "marginal"):
             raise ValueError(f"match must be joint or marginal, got {match!r}")
-        if kwargs.get("flow") is not None:
-            raise ValueError("a conditional model has no flow: it would have to depend on the observed part")
-        if likelihood_images < 0:
-            raise ValueError(f"likelihood_images must be 0 or more, got {likelihood_images}")
-        parts = ImageParts(image_shape, observed, fraction)
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+        condition_shape = (num_classes,) if num_classes else tuple(condition_shape)
+        target_shape = tuple(target_shape)
+        check_positive(condition_shape=condition_shape, target_shape=target_shape)
         d = prior.latent_dim if prior is not None else 8 if latent_dim is None else latent_dim
         noise = noise or FixedNoise(0.5)
-        shapes = [parts.observed_shape, parts.target_shape]
         features_per_code = d * noise.features_per_dimension
-        standardize = isinstance(noise, FixedNoise)
+        shapes, standardize = [condition_shape, target_shape], isinstance(noise, FixedNoise)
         super().__init__(
             encoder=encoder or ConditionalMLPEncoder(shapes, features_per_code, standardize=standardize),
-            decoder=decoder or ConditionalMLPDecoder(d, parts.target_shape, parts.observed_shape),
+            decoder=decoder or ConditionalMLPDecoder(d, target_shape, condition_shape),
             prior=prior or Normal(d),
             cost=cost or BinaryCrossEntropy(scale=0.05),
             penalty_weight=penalty_weight,
             noise=noise,
-            image_shape=image_shape,
+            flow=flow,
             latent_dim=latent_dim,
             **kwargs,
         )
         self.match: Literal["joint", "marginal"] = match
-        self.parts = parts
-        self.likelihood_images = likelihood_images
-        features = features or WhitenedPCA(min(16, math.prod(parts.observed_shape)), parts.observed_shape)
+        self.condition_shape: tuple[int, ...] = condition_shape
+        self.target_shape: tuple[int, ...] = target_shape
+        self.num_classes = num_classes
+        p = min(16, math.prod(condition_shape))
+        features = features or (nn.Identity() if len(condition_shape) == 1 else WhitenedPCA(p, condition_shape))
         self.features = features.requires_grad_(False)
+        p = number_of_features(features, condition_shape) if match == "joint" else 0
+        if flow is not None and flow.condition_features not in (0, p):
+            found = flow.condition_features
+            raise ValueError(f"the flow must have condition_features {p} or 0 with {match=}, got {found}")
         if match == "marginal":
             self.penalty = penalty or MMD()
             self.penalty.set_prior(self.prior)
         else:
-            self.penalty = penalty_of_pairs(penalty, self.prior, number_of_features(features, parts.observed_shape))
+            self.penalty = penalty_of_pairs(penalty, self.prior, p, classes=num_classes is not None)
         self._check_penalty()
 
     # ---- using the model --------------------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, y: Tensor | None = None, noise: bool | None = None) -> Tensor:  # type: ignore[override]
-        """Encodes what completes an observed part.
+    def encode(self, x: Any, y: Tensor | None = None, noise: bool | None = None) -> Tensor:  # type: ignore[override]
+        """Encodes what x does not tell of y.
 
         Args:
-            x: Observed parts (B, *observed_shape).
-            y: Hidden parts (B, *target_shape).
+            x: Conditions (B, *condition_shape), or labels (B,).
+            y: Targets (B, *target_shape).
             noise: Whether to draw from q(z | x, y) or to take its mean. None: draw in training mode only.
 
         Returns:
             Codes (B, latent_dim).
 
         Raises:
-            ValueError: If ``y`` is missing or a shape is wrong.
+            ValueError: If ``y`` is missing, a shape is wrong, or a label is none.
         """
         if y is None:
-            raise ValueError("encode needs the hidden part, too: encode(x, y)")
-        self._check_parts(x, y)
-        return self._encode((x, y), self.training if noise is None else noise)
+            raise ValueError("encode needs the target, too: encode(x, y)")
+        pair = self._pair(x, y)
+        code = self._encode(pair, self.training if noise is None else noise)
+        return code if self.flow is None else self._from_code(code, self._phi(pair[0]))
 
-    def decode(self, x: Tensor, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Decodes codes to hidden parts.
+    def decode(self, x: Any, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Decodes codes (B, latent_dim), on any device, given conditions: targets (B, *target_shape).
 
-        Args:
-            x: Observed parts (B, *observed_shape).
-            z: Codes (B, latent_dim), on any device.
-
-        Returns:
-            Hidden parts (B, *target_shape). Where the target is no rectangle, they are 0 outside of it.
+        A code of one target with another condition transfers its style: ``decode(labels, encode(its_label, image))``.
         """
         if z is None:
-            raise ValueError("decode needs the observed part and the code: decode(x, z)")
-        return self._in_target(self.decoder(self.at_home(x), self.at_home(z)))
+            raise ValueError("decode needs the condition and the code: decode(x, z)")
+        x, z = self._condition(x), self.at_home(z)
+        if self.flow is not None:
+            z = self.flow.inverse(z / self.prior.scale, *self._given(self._phi(x)))
+        return self.decoder(x, z)  # type: ignore[no-any-return]
 
     def try_out(self) -> Tensor:
-        x = torch.zeros(1, *self.parts.observed_shape)
-        y = self._in_target(self.decoder(x, torch.zeros(1, self.latent_dim)))
+        x, z = torch.zeros(1, *self.condition_shape), torch.zeros(1, self.latent_dim)
+        y = self.decoder(x, z)
         self._encode((x, y), noise=False)
-        return y
+        return y  # type: ignore[no-any-return]
 
-    def _in_target(self, y: Tensor) -> Tensor:
-        if self.parts.target_shape == self.parts.image_shape:
-            y = y.masked_fill(self.parts.mask_on(y.device), 0)
-        return y
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Reconstructs hidden parts (B, *target_shape) from both parts."""
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """Reconstructs targets (B, *target_shape)."""
         return self.decode(x, self.encode(x, y))
 
     @torch.no_grad()
-    def complete(
-        self, x: Tensor, n: int = 1, z: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Completes each observed part ``n`` times, each time with another code from the prior, in evaluation mode.
+    def complete(self, x: Any, n: int = 1, z: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draws ``n`` targets for each condition, each with another code from the prior, in evaluation mode.
 
         Args:
-            x: Observed parts (B, *observed_shape).
-            n: How many completions of each, at least 1.
+            x: Conditions (B, *condition_shape), or labels: int64 (B,) or a list of integers.
+            n: How many targets for each, at least 1.
             z: Codes instead of draws from the prior: (n, latent_dim), the same for each x, or (B, n, latent_dim).
             generator: Source of the random numbers; None: the global one.
 
         Returns:
-            Hidden parts (B, n, *target_shape).
+            Shape (B, n, *target_shape).
 
         Raises:
-            ValueError: If ``n`` is not positive, or a shape is wrong.
+            ValueError: If ``n`` is not positive, a shape is wrong, or a label is none.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        self._check_parts(x)
+        x = self._condition(x)
         size, d = len(x), self.latent_dim
         if z is None:
             z = self.prior.sample(size * n, generator, self.device)
         elif z.shape not in ((n, d), (size, n, d)):
             raise ValueError(
-                f"z must be ({n}, {d}) or ({size}, {n}, {d}) for {size} observed parts and n = {n}, "
-                f"got {tuple(z.shape)}"
+                f"z must be ({n}, {d}) or ({size}, {n}, {d}) for {size} conditions and n = {n}, got {tuple(z.shape)}"
             )
         else:
             z = z.expand(size, n, d).reshape(size * n, d)
         with evaluation_mode(self):
-            return self.decode(x.repeat_interleave(n, dim=0), z).view(size, n, *self.parts.target_shape)
-
-    def join(self, x: Tensor, y: Tensor) -> Tensor:
-        """Puts observed and hidden parts together to whole images, see :meth:`ImageParts.join`.
-
-        The leading dimensions are broadcast: ``join(x.unsqueeze(1), complete(x, n))`` are (B, n, C, H, W).
-        """
-        return self.parts.join(x, y)
+            return self.decode(x.repeat_interleave(n, dim=0), z).view(size, n, *self.target_shape)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Not for this model: a sample needs an observed part. Use :meth:`complete`."""
-        raise ValueError("a ConditionalWAE samples given an observed part only: use complete(x, n)")
+        """Not for this model: a sample needs a condition. Use :meth:`complete`."""
+        raise ValueError("a ConditionalWAE samples given a condition only: use complete(x, n)")
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, a: Tensor, b: Tensor, steps: int) -> Tensor:  # type: ignore[override]
-        """Leads from one completion to another of the same observed part, on the straight line between their codes.
+    def interpolate(self, x: Any, a: Tensor, b: Tensor, steps: int) -> Tensor:  # type: ignore[override]
+        """Leads from one target to another of the same condition, on the straight line between their codes.
 
         Args:
-            x: Observed parts (B, *observed_shape).
-            a: Codes (B, latent_dim), or hidden parts (B, *target_shape), which are encoded.
-            b: As many codes or hidden parts.
+            x: Conditions (B, *condition_shape), or labels (B,).
+            a: Codes (B, latent_dim), or targets (B, *target_shape), which are encoded.
+            b: As many codes or targets.
             steps: Number of points on each line, both ends included, at least 2.
 
         Returns:
-            Hidden parts (steps, B, *target_shape).
+            Targets (steps, B, *target_shape).
 
         Raises:
             ValueError: If ``steps`` is less than 2, or the two batches differ in shape.
@@ -247,50 +235,66 @@ class ConditionalWAE(CompletionLikelihood, WAE):
 
     # ---- what a step computes ---------------------------------------------------------------------------------------
 
-    def _check_parts(self, x: Tensor, y: Tensor | None = None) -> None:
-        for name, part, shape in (("observed", x, self.parts.observed_shape), ("hidden", y, self.parts.target_shape)):
-            if part is not None and part.shape[1:] != shape:
-                wanted = ", ".join(map(str, shape))
-                raise ValueError(f"the {name} part must be of shape (B, {wanted}), got {tuple(part.shape)}")
+    def _condition(self, x: Any) -> Tensor:
+        """Conditions as the networks see them: floats (B, *condition_shape), one-hot of labels."""
+        if self.num_classes and not (isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 2):
+            x = one_hot(x, self.num_classes, self.device)
+        check_shape("condition", x, self.condition_shape)
+        return self.at_home(x)
+
+    def _pair(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._condition(x)
+        check_shape("target", y, self.target_shape)
+        return x, self.at_home(y)
 
     def inputs_of(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The observed and the hidden parts of a batch."""
+        """The conditions of a batch, as the networks see them, and its targets."""
         pair = batch[:2] if isinstance(batch, list | tuple) else ()
-        if len(pair) < 2 or not all(isinstance(part, Tensor) and part.is_floating_point() for part in pair):
+        if len(pair) < 2 or not all(isinstance(part, Tensor) for part in pair) or not pair[1].is_floating_point():
             raise ValueError(
-                "a ConditionalWAE needs batches (observed part, hidden part, ...) of float images, as "
-                "HalfImageDataModule yields them"
+                "a ConditionalWAE needs batches (condition, target, ...) of tensors, the targets floats, as "
+                "HalfImageDataModule or LabelDataModule yield them"
             )
-        self._check_parts(*pair)
-        return pair[0].to(self.dtype), pair[1].to(self.dtype)
+        return self._pair(*pair)
+
+    def tensors_in_range(self, batch: Any) -> tuple[Tensor, ...]:
+        x, y = self.inputs_of(batch)
+        return (y, x) if x.ndim == y.ndim or self.num_classes else (y,)
 
     def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         return self.encoder(*(self.noise.on_input(part) if self.training else part for part in pair))  # type: ignore[no-any-return]
 
+    def _phi(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return in_full_precision(self.features(in_full_precision(x)))
+
+    def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
+        if self.flow is None:
+            return code
+        return self.prior.scale * self.flow(code, *self._given(features))[0]  # type: ignore[no-any-return]
+
+    def _given(self, features: Tensor) -> tuple[Tensor, ...]:
+        return (features,) if self.flow is not None and self.flow.condition_features else ()
+
     def compared(self, pair: tuple[Tensor, Tensor], code: Tensor) -> Tensor:
         """With ``match="joint"`` the features of x stand beside the codes, (n, d + p)."""
         code = in_full_precision(code)
-        if self.match == "marginal":
-            return code
-        with torch.autocast(code.device.type, enabled=False):
-            return torch.cat([code, in_full_precision(self.features(in_full_precision(pair[0])))], dim=1)
+        return code if self.match == "marginal" else torch.cat([code, self._phi(pair[0])], dim=1)
 
     def prior_like(self, compared: Tensor) -> Tensor:
         z_prior = super().prior_like(compared)
         return torch.cat([z_prior, compared[:, self.latent_dim :].detach()], dim=1)
 
-    def terms(self, pair: tuple[Tensor, Tensor], code: Tensor) -> dict[str, Tensor]:
-        completion = self.decode(pair[0], code[:: self.penalty.codes_per_input])
-        return {"cost": self._mean_cost(pair[1], completion)}
+    def _reconstruction(self, pair: tuple[Tensor, Tensor], code: Tensor) -> tuple[Tensor, Tensor]:
+        return pair[1], self.decoder(pair[0], code)
 
     def configure_callbacks(self) -> list[Any]:
-        callbacks = [*super().configure_callbacks(), MeasureCompletions(self.likelihood_images)]
-        if isinstance(self.features, WhitenedPCA):
-            callbacks.append(FitFeatures(self.features, lambda batch: self.inputs_of(batch)[0]))
-        return callbacks
+        pca = self.features if isinstance(self.features, WhitenedPCA) else None
+        own = [FitFeatures(pca, lambda batch: self.inputs_of(batch)[0])] if pca is not None else []
+        return [*super().configure_callbacks(), *own]
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
-        """Returns codes (B, latent_dim) and reconstructions of the hidden parts."""
+        """Returns codes (B, latent_dim) and reconstructions of the targets."""
         x, y = self.inputs_of(batch)
         z = self.encode(x, y)
         return z, self.decode(x, z)

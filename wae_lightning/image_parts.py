@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wae_lightning.pairs import Pairs
+
 __all__ = ["ImageParts", "Observed"]
 
 Observed = Literal["top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants"]
@@ -17,7 +19,7 @@ Box = tuple[int, int, int, int]
 _OBSERVED = ("top", "bottom", "left", "right", "1_quadrant", "2_quadrants", "3_quadrants")
 
 
-class ImageParts:
+class ImageParts(Pairs):
     """Where the observed part of an image lies; the rest is the target.
 
     The quadrants are those of the CVAE literature (K. Sohn et al., 2015): the first is bottom left, the second top
@@ -38,11 +40,10 @@ class ImageParts:
     """
 
     def __init__(self, image_shape: Sequence[int], observed: Observed = "top", fraction: float = 0.5) -> None:
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}")
+        super().__init__(image_shape)
         if observed not in _OBSERVED:
             raise ValueError(f"observed must be one of {', '.join(_OBSERVED)}, got {observed!r}")
-        channels, height, width = image_shape
+        _, height, width = self.image_shape
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
         high, wide = round(height * fraction), round(width * fraction)
@@ -50,7 +51,6 @@ class ImageParts:
             raise ValueError(
                 f"fraction must leave both parts of a {height} x {width} image at least one pixel wide, got {fraction}"
             )
-        self.image_shape = channels, height, width
         whole = 0, height, 0, width
         top, bottom, left, right = (0, high), (height - high, height), (0, wide), (width - wide, width)
         all_rows, all_columns = whole[:2], whole[2:]
@@ -92,7 +92,7 @@ class ImageParts:
         return self._masks[device]
 
     @property
-    def observed_shape(self) -> tuple[int, int, int]:
+    def condition_shape(self) -> tuple[int, int, int]:
         """Shape of an observed part: (channels, height, width)."""
         return self._shape(self._observed_box)
 
@@ -101,18 +101,24 @@ class ImageParts:
         """Shape of a target: (channels, height, width)."""
         return self._shape(self._target_box)
 
-    def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, images: Tensor, anew: bool = False) -> tuple[Tensor, Tensor]:
         """Cuts images (..., C, H, W) into (observed, target)."""
         mask = self.mask_on(images.device)
         return self._cut(images, mask, self._observed_box), self._cut(images, ~mask, self._target_box)
 
-    def join(self, observed: Tensor, target: Tensor) -> Tensor:
-        """Puts the two parts together again: (..., *observed_shape), (..., *target_shape) -> (..., C, H, W).
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """Puts the two parts together again: (..., *condition_shape), (..., *target_shape) -> (..., C, H, W).
 
         The leading dimensions are broadcast. Pixels of the observed part are the same bits as before.
         """
-        placed = self._placed(observed, self._observed_box), self._placed(target, self._target_box)
-        return torch.where(self.mask_on(observed.device), *placed)
+        placed = self._placed(x, self._observed_box), self._placed(y, self._target_box)
+        return torch.where(self.mask_on(x.device), *placed)
+
+    def show(self, x: Tensor) -> Tensor:
+        return self.join(x, x.new_full((*x.shape[:-3], *self.target_shape), 0.5))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return ~self.mask_on(x.device).unsqueeze(0)
 
     def _shape(self, box: Box) -> tuple[int, int, int]:
         top, bottom, left, right = box

@@ -95,19 +95,21 @@ class CodesAndFeatures(Prior):
         raise NotImplementedError("features come from inputs, not from a prior")
 
 
-def penalty_of_pairs(penalty: Penalty | None, prior: Prior, num_features: int) -> Penalty:
+def penalty_of_pairs(penalty: Penalty | None, prior: Prior, num_features: int, classes: bool = False) -> Penalty:
     """Makes a penalty compare rows (z, φ(x)), of ``num_features`` features, with draws from the prior beside the same.
 
     Args:
         penalty: None: a critic; an ``MMD`` becomes a ``JointMMD`` with its kernel.
         prior: The prior of z.
         num_features: p, the number of features.
+        classes: Whether features are one-hot vectors of classes: then k_x of the ``JointMMD`` is 1 within a class and
+            0 between classes, so that it adds up the MMD of each class, weighted by its share squared.
 
     Raises:
         ValueError: If the penalty is for codes alone.
     """
     if isinstance(penalty, MMD):
-        penalty = JointMMD(penalty.kernel)
+        penalty = JointMMD(penalty.kernel, RBF(bandwidth=0.1) if classes else None)
     log_prior = isinstance(penalty, Adversarial) and penalty.log_prior
     if log_prior or isinstance(penalty, CramerWold):
         name = "log_prior" if log_prior else "CramerWold"

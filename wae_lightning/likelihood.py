@@ -1,4 +1,4 @@
-"""Likelihoods of completions under a conditional model."""
+"""Likelihoods of targets under a conditional model."""
 
 from __future__ import annotations
 
@@ -14,25 +14,38 @@ from wae_lightning.metrics.completion import binary_cross_entropy
 from wae_lightning.noise import FixedNoise, GaussianNoise
 from wae_lightning.priors import Normal
 
-__all__ = ["CompletionLikelihood"]
+__all__ = ["ConditionalLikelihood"]
 
 
-class CompletionLikelihood(LightningModule, ABC):
+class ConditionalLikelihood(LightningModule, ABC):
     """The density q(z | x, y) of a conditional model's codes, and what it says of log p(y | x)."""
 
     noise: Any
     prior: Any
     standardize: Any
+    flow: Any
     latent_dim: int
 
     @abstractmethod
     def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor: ...
 
     @abstractmethod
-    def complete(self, x: Tensor, n: int = 1, z: Tensor | None = None) -> Tensor:
-        """Completes observed parts."""
+    def _condition(self, x: Any) -> Tensor: ...
 
-    def posterior(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    @abstractmethod
+    def _phi(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _given(self, features: Tensor) -> tuple[Tensor, ...]: ...
+
+    @abstractmethod
+    def _from_code(self, code: Tensor, features: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def complete(self, x: Any, n: int = 1, z: Tensor | None = None) -> Tensor:
+        """Draws targets."""
+
+    def posterior(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and standard deviation of the Gaussian q(z | x, y), each (B, latent_dim).
 
         Returns:
@@ -41,7 +54,7 @@ class CompletionLikelihood(LightningModule, ABC):
         random = isinstance(self.noise, FixedNoise | GaussianNoise)
         if not random or not isinstance(self.prior, Normal) or self.standardize is not None:
             return None
-        features = self._features((x, y))
+        features = self._features((self._condition(x), y))
         mean = self.noise.mean(features)
         if isinstance(self.noise, GaussianNoise):
             return mean, self.noise.variance(features).sqrt()
@@ -49,7 +62,7 @@ class CompletionLikelihood(LightningModule, ABC):
         return self.prior.scale * mean, torch.full_like(mean, self.prior.scale * self.noise.std)
 
     @torch.no_grad()
-    def log_weights(self, x: Tensor, y: Tensor, n: int, prior: bool = False) -> Tensor:
+    def log_weights(self, x: Any, y: Tensor, n: int, prior: bool = False) -> Tensor:
         """Draws codes for each pair and returns their log importance weights, in nats.
 
         These are log p(y | x, z) + log p(z) - log q(z | x, y) at z from q, or log p(y | x, z) at z from the prior. For
@@ -57,8 +70,8 @@ class CompletionLikelihood(LightningModule, ABC):
         draws from q is the evidence lower bound.
 
         Args:
-            x: Observed parts (B, *observed_shape).
-            y: Hidden parts (B, *target_shape).
+            x: Conditions (B, *condition_shape), or labels.
+            y: Targets (B, *target_shape).
             n: How many codes, at least 1.
             prior: Draw from the prior, not from q.
 
@@ -68,6 +81,7 @@ class CompletionLikelihood(LightningModule, ABC):
         Raises:
             ValueError: If q has no density, and ``prior`` is False.
         """
+        x = self._condition(x)
         if prior:
             return -binary_cross_entropy(y.flatten(1), self.complete(x, n).flatten(2))
         posterior = self.posterior(x, y)
@@ -76,7 +90,14 @@ class CompletionLikelihood(LightningModule, ABC):
         mean, std = (parameter.unsqueeze(1) for parameter in posterior)
         epsilon = torch.randn(len(x), n, self.latent_dim, device=x.device)
         z = mean + std * epsilon
-        log_likelihood = -binary_cross_entropy(y.flatten(1), self.complete(x, n, z=z).flatten(2))
         log_q = -(0.5 * epsilon.square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(2)
-        log_prior: Tensor = self.prior.log_prob(z.flatten(0, 1)).view_as(log_q)
+        codes = z.flatten(0, 1)
+        if self.flow is None:
+            log_prior: Tensor = self.prior.log_prob(codes)
+        else:  # q is a density of the encoder's own codes, and so is the flow's
+            features = self._phi(x).repeat_interleave(n, dim=0)
+            log_prior = self.flow.log_prob(codes, *self._given(features))
+            z = self._from_code(codes, features).view_as(z)
+        log_likelihood = -binary_cross_entropy(y.flatten(1), self.complete(x, n, z=z).flatten(2))
+        log_prior = log_prior.view_as(log_q)
         return log_likelihood + log_prior - log_q

@@ -143,7 +143,7 @@ tags: [wasserstein-auto-encoder, pytorch-lightning]
 from wae_lightning import from_pretrained
 
 model = from_pretrained("this folder or repository"{trust})
-{"completions = model.complete(observed, 8)" if ours.__name__ == "ConditionalWAE" else "samples = model.sample(64)"}
+{"targets = model.complete(conditions, 8)" if ours.__name__ == "ConditionalWAE" else "samples = model.sample(64)"}
 ```
 
 Nothing in these files is run: the weights are numbers, and `config.json` names classes.

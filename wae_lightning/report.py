@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wae_lightning.conditional import ConditionalWAE
-from wae_lightning.image_parts import ImageParts, Observed
 from wae_lightning.networks.conditional import ConditionalMLPDecoder, ConditionalMLPEncoder
 from wae_lightning.noise import EncoderNoise
 from wae_lightning.priors import Prior
@@ -28,9 +28,8 @@ class ReportWAE(ConditionalWAE):
         prior: Distribution of the codes. None: N(0, I) in ``latent_dim`` dimensions.
         penalty_weight: λ.
         noise: How codes are drawn from the encoder's output. None: deterministic.
-        image_shape: (channels, height, width) of whole images.
-        observed: Which part is observed, as in :class:`~wae_lightning.conditional.ConditionalWAE`.
-        fraction: Share of the height or width that is observed.
+        condition_shape: Shape of observed parts.
+        target_shape: Shape of hidden parts.
         latent_dim: d for a prior that is left None; None means 8.
         **kwargs: See :class:`~wae_lightning.conditional.ConditionalWAE`; the codes are matched alone
             (``match="marginal"``).
@@ -50,53 +49,56 @@ class ReportWAE(ConditionalWAE):
         prior: Prior | None = None,
         penalty_weight: float = 10.0,
         noise: EncoderNoise | None = None,
-        image_shape: tuple[int, int, int] = (1, 28, 28),
-        observed: Observed = "top",
-        fraction: float = 0.5,
+        condition_shape: Sequence[int] = (1, 14, 28),
+        target_shape: Sequence[int] = (1, 14, 28),
         latent_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.pop("match", "marginal") != "marginal":
             raise ValueError("match must be marginal for ReportWAE: a code that is a function of x depends on x")
-        parts = ImageParts(image_shape, observed, fraction)
+        for name in ("flow", "num_classes"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"ReportWAE takes no {name}: its code is a function of an observed part")
         noise = noise or EncoderNoise()
         d = prior.latent_dim if prior is not None else 8 if latent_dim is None else latent_dim
         super().__init__(
-            encoder=encoder or ConditionalMLPEncoder([parts.observed_shape], d * noise.features_per_dimension),
-            decoder=decoder or ConditionalMLPDecoder(d, parts.target_shape),
+            encoder=encoder or ConditionalMLPEncoder([condition_shape], d * noise.features_per_dimension),
+            decoder=decoder or ConditionalMLPDecoder(d, target_shape),
             prior=prior,
             penalty_weight=penalty_weight,
             noise=noise,
             match="marginal",
-            image_shape=image_shape,
-            observed=observed,
-            fraction=fraction,
+            condition_shape=condition_shape,
+            target_shape=target_shape,
             latent_dim=latent_dim,
             **kwargs,
         )
 
     def encode(self, x: Tensor, y: Tensor | None = None, noise: bool | None = None) -> Tensor:  # type: ignore[override]
-        """Encodes observed parts (B, *observed_shape): codes (B, latent_dim)."""
-        self._check_parts(x)
+        """Encodes observed parts (B, *condition_shape): codes (B, latent_dim)."""
+        x = self._condition(x)
         return self._encode((x, x), self.training if noise is None else noise)
 
     def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         return super()._features(pair[:1])  # type: ignore[arg-type]
 
     def try_out(self) -> Tensor:
-        x = torch.zeros(1, *self.parts.observed_shape)
+        x = torch.zeros(1, *self.condition_shape)
         self._encode((x, x), noise=False)
-        return self._in_target(self.decoder(torch.zeros(1, self.latent_dim)))
+        return self.decoder(torch.zeros(1, self.latent_dim))  # type: ignore[no-any-return]
 
     def decode(self, x: Tensor, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Decodes codes, the last argument, to hidden parts (B, *target_shape)."""
-        return self._in_target(self.decoder(self.at_home(x if z is None else z)))
+        return self.decoder(self.at_home(x if z is None else z))  # type: ignore[no-any-return]
+
+    def _reconstruction(self, pair: tuple[Tensor, Tensor], code: Tensor) -> tuple[Tensor, Tensor]:
+        return pair[1], self.decoder(code)
 
     @torch.no_grad()
     def complete(
         self, x: Tensor, n: int = 1, z: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The one completion of each observed part (B, *observed_shape), n times: (B, n, *target_shape)."""
+        """The one completion of each observed part (B, *condition_shape), n times: (B, n, *target_shape)."""
         if z is not None:
             raise ValueError("the code of ReportWAE is E(x): complete takes no z")
         if n < 1:

@@ -95,8 +95,8 @@ class Steps(LightningModule, ABC):
         """
 
     @abstractmethod
-    def _from_code(self, code: Tensor) -> Tensor:
-        """Maps the encoder's own codes to z."""
+    def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
+        """Maps the encoder's own codes (n, d) to z; ``features`` (n, p) stand beside them in what is compared."""
 
     @property
     @abstractmethod
@@ -187,10 +187,10 @@ class Steps(LightningModule, ABC):
         # a last batch of one image has no unbiased penalty; it counts for the other terms only
         if len(compared) > 1:
             terms["penalty"] = self.penalty_of(compared)
-        codes = code[:: self.penalty.codes_per_input]
+        codes, features = code[:: self.penalty.codes_per_input], compared[:: self.penalty.codes_per_input]
         suffix = f"/dataloader_idx_{dataloader_idx}" if dataloader_idx else ""
         self.log_terms(stage, terms, suffix, on_step=False, on_epoch=True, batch_size=len(codes), sync_dist=True)
-        return {"codes": self._from_code(codes[:, : self.latent_dim].float())}
+        return {"codes": self._from_code(codes[:, : self.latent_dim].float(), features[:, self.latent_dim :])}
 
     # ---- what surrounds a step --------------------------------------------------------------------------------------
 

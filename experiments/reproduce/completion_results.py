@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from datamodules import HalfImageDataModule
 from wae_lightning import ConditionalWAE
-from wae_lightning.callbacks import CompletionPictures
+from wae_lightning.callbacks import CompletionPictures, MeasureCompletions
 from wae_lightning.costs import AbsoluteError
 from wae_lightning.evaluation.completions import LabelNet
 from wae_lightning.joint_mmd import JointMMD
@@ -164,7 +164,7 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     seed_everything(arguments.seed)
-    label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
+    label_net = LabelNet(data.condition_shape).fit(data, epochs=8)
     settings = {name: getattr(arguments, name) for name in ("observed", "seconds", "seed")}
     table: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else settings
     if table | settings != table:
@@ -175,14 +175,15 @@ def main() -> None:
             table[name] = measure_donors(data, label_net)
         else:
             model = MODELS[name](
-                observed=arguments.observed,
+                condition_shape=data.condition_shape,
+                target_shape=data.target_shape,
                 optimizer=functools.partial(torch.optim.AdamW, lr=3e-3, betas=(0.5, 0.999), fused=True),
                 lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=3e-3, cycle_momentum=False),
             )
             steps = train(model, data, arguments.seconds)
-            model.label_net = label_net
             pictures = CompletionPictures()
-            tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[pictures])
+            callbacks = [pictures, MeasureCompletions(label_net=label_net)]
+            tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=callbacks)
             (measured,) = tester.test(model, data, verbose=False)
             table[name] = {"steps": steps} | {key.removeprefix("test/"): value for key, value in measured.items()}
             if isinstance(model, ReportWAE):
@@ -190,7 +191,7 @@ def main() -> None:
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
             x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
-            picture = pictures.draw(model.eval(), x, y)
+            picture = pictures.draw(model.eval(), x, y, data.pairs)
             torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.png"))
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         arguments.out.write_text(json.dumps(table, indent=2) + "\n")

@@ -75,7 +75,7 @@ def draw(number: int, models: list[Any], data: Any) -> Figure:
         return side_by_side(columns, ["WAE-MMD", "WAE-GAN"], names)
     if number == 3:
         x, y = test_batch(data)[:2]
-        columns = [[CompletionPictures().draw(model, x[:500], y[:500])] for model in models]
+        columns = [[CompletionPictures().draw(model, x[:500], y[:500], data.pairs)] for model in models]
         return side_by_side(columns, ["E(x) -> z -> y, as in the report", "E(x, y) -> z, G(x, z) -> y"], [""])
     points = test_batch(data)[0]
     inputs = points[:: max(len(points) // 10, 1)][:10]

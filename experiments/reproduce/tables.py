@@ -291,6 +291,31 @@ def dependence() -> str:
     return markdown(["half given", "from 16 principal components", "from its pixels"], rows)
 
 
+RUNS = ROOT / "experiments" / "results" / "conditions.json"
+LABELS = {
+    "accuracy %": ("accuracy", 1, 100), "FID of a class": ("fid_digits_of_class", 1, 1),
+    "of training images": ("fid_digits_of_class_floor", 1, 1),
+    "label read from z, linear %": ("label_from_code_linear", 1, 100),
+    "MLP %": ("label_from_code_mlp", 1, 100), "chance %": ("chance", 1, 100), "MSE ×10³": ("mse", 2, 1000),
+}  # fmt: skip
+PICTURES = {
+    "MSE ×10³": ("mse", 1, 1000), "PSNR": ("psnr", 1, 1), "PSNR, best of 10": ("psnr_best", 1, 1),
+    "FID": ("fid", 1, 1), "diversity": ("diversity", 2, 1), "sharpness / real": ("sharpness_ratio", 2, 1),
+    "agreement %": ("agreement", 1, 100), "HSIC / null": ("hsic_over_null", 2, 1),
+}  # fmt: skip
+
+
+def conditions(condition: str, measures: dict[str, tuple[str, int, float]]) -> str:
+    """Mean ± standard deviation over the seeds of ``condition_results.py``."""
+    rows = []
+    for name, seeds in (load("conditions").get(condition, {}) if RUNS.exists() else {}).items():
+        runs = [
+            {key: factor * row[key] for key, _, factor in measures.values() if key in row} for row in seeds.values()
+        ]
+        rows.append([name, *(over_seeds(runs, key, digits) for key, digits, _ in measures.values())])
+    return markdown(["model", *measures], rows)
+
+
 # ---- point clouds ---------------------------------------------------------------------------------------------------
 
 RECONSTRUCTION = {
@@ -396,6 +421,9 @@ TABLES = {
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
     "completions of the lower half": lambda: completions("top"),
     "completions of the right half": lambda: completions("left"),
+    "labels": lambda: conditions("labels", LABELS),
+    "inpainting": lambda: conditions("inpainting", PICTURES),
+    "super-resolution": lambda: conditions("superresolution", PICTURES),
     "quadrants": quadrants, "dependence": dependence,
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),

@@ -211,12 +211,12 @@ _FAULTS = {
             "flow::test_the_flow_is_trained_on_codes_with_noise_of_the_given_deviation",
         ),
         (
-            "in_full_precision(code).detach()\n",
+            "self.compared(x, code).detach()\n",
             "in_full_precision(code)\n",
             "flow::test_the_flow_learns_and_sends_no_gradient_to_the_encoder",
         ),
         (
-            "log_prob(noisy).mean() / self.latent_dim",
+            "log_prob(noisy, *given).mean() / self.latent_dim",
             "log_prob(noisy).mean()",
             "flow::test_the_loss_of_a_flow_is_its_codes_negative_log_density_per_dimension",
         ),
@@ -298,7 +298,7 @@ _FAULTS = {
             "base::test_what_is_logged_is_the_mean_over_all_examples",
         ),
         (
-            "self._from_code(codes[:, : self.latent_dim].float())",
+            "self._from_code(codes[:, : self.latent_dim].float(), features[:, self.latent_dim :])",
             "codes[:, : self.latent_dim].float()",
             "callbacks::test_the_codes_shown_are_behind_the_flow",
         ),
@@ -352,8 +352,8 @@ _FAULTS = {
             "conditional::test_the_scale_of_the_prior_counts",
         ),
         (
-            "features(in_full_precision(pair[0]))",
-            "features(in_full_precision(pair[0] * 0))",
+            "self.features(in_full_precision(x))",
+            "self.features(in_full_precision(x * 0))",
             "conditional::test_the_features_are_those_of_the_observed_part",
         ),
         (
@@ -387,7 +387,7 @@ _FAULTS = {
             "conditional::test_importance_weights_against_the_densities_of_torch",
         ),
         (
-            "self.prior.log_prob(z.flatten(0, 1))",
+            "self.prior.log_prob(codes)",
             "self.prior.log_prob(epsilon.flatten(0, 1))",
             "conditional::test_importance_weights_against_the_densities_of_torch",
         ),
@@ -618,7 +618,7 @@ _FAULTS = {
         ),
         ("bce.amin(1)", "bce.amax(1)", "completion_metrics"),
         ("psnr.amax(1)", "psnr.amin(1)", "completion_metrics"),
-        ("_psnr(ys.mean(1), y)", "_psnr(ys[:, 0], y)", "completion_metrics"),
+        ("_psnr(ys.mean(1), y, pixels)", "_psnr(ys[:, 0], y, pixels)", "completion_metrics"),
         ("spread / torch.stack(real).mean()", "torch.stack(real).mean() / spread", "completion_metrics"),
         ("0.5 * (shares -", "(shares -", "completion_metrics"),
         ("- 2 * roots.sum()", "- roots.sum()", "completion_metrics"),
@@ -789,7 +789,11 @@ _FAULTS = {
         ("with torch.random.fork_rng(devices), ", "with ", "sample_quality::test_training_goes_on_as_without_it"),
     ],
     "wae_lightning/callbacks/completions.py": [
-        ("torch.full_like(y, 0.5)", "y", "conditional::test_the_picture_shows_observed_part_truth_and_completions"),
+        (
+            "pairs.show(x), pairs.join(x, y)",
+            "pairs.join(x, y), pairs.join(x, y)",
+            "conditional::test_the_picture_shows_observed_part_truth_and_completions",
+        ),
         (
             "(variance / (x.flatten",
             "(-variance / (x.flatten",
@@ -869,8 +873,8 @@ _FAULTS = {
     "datamodules/celeba.py": [
         ('"attributes": attributes > 0', '"attributes": attributes < 0', "celeba"),
     ],
-    "datamodules/half_images.py": [
-        ("(*self.split(images), label)", "(observed, self.split(images)[1], label)", "half_images"),
+    "datamodules/pairs.py": [
+        ("self.images.on_after_batch_transfer(batch, dataloader_idx)", "batch", "half_images"),
     ],
     "datamodules/cache.py": [
         (

@@ -76,7 +76,7 @@ def small_checkpoints() -> Iterator[Content]:
     for model, prepared in (
         (WAEMMD(encoder, decoder, latent_dim=4), data),
         (WAEGAN(encoder=encoder, decoder=decoder, latent_dim=4, flow=networks.MixtureFlow(4, 2)), data),
-        (ConditionalWAE(image_shape=(1, 8, 8), latent_dim=4), halves),
+        (ConditionalWAE(condition_shape=(1, 4, 8), target_shape=(1, 4, 8), latent_dim=4), halves),
         (PointNetWAE(**points), shapes),
     ):
         model.memory.remember(torch.randn(9, 4))

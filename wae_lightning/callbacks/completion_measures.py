@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from wae_lightning.callbacks.pictures import pairs_of
 from wae_lightning.lightning import Callback, LightningModule, Trainer
 from wae_lightning.metrics.completion import CodeDependence, CompletionMetrics, negative_log_likelihood
 from wae_lightning.metrics.digit_classifier import DigitClassifier
@@ -14,23 +15,30 @@ __all__ = ["MeasureCompletions"]
 
 
 class MeasureCompletions(Callback):
-    r"""Logs under ``test/`` how good a conditional model's completions are; the model brings it.
+    r"""Logs under ``test/`` how good a conditional model's completions of images are.
 
     These are the measures of :class:`~wae_lightning.metrics.CompletionMetrics` on ten completions, those of
     :class:`~wae_lightning.metrics.CodeDependence`, and in nats ``nll_prior`` (Monte Carlo over 100 codes from the
     prior) and, if q(z | x, y) has a density, ``nll`` (importance-weighted, 100 codes from it) and ``negative_elbo``. A
-    third element of a batch are labels.
+    third element of a batch are labels. How images are made of pairs is for the data module to say, by its ``pairs``;
+    without, the targets are the images.
 
     Args:
         likelihood_images: So many test images serve for the likelihoods, the slowest measures; there may be fewer.
-        label_net: A calibrated classifier of observed parts, (B, \*observed_shape) -> logits: if given, the agreement
+        label_net: A calibrated classifier of observed parts, (B, \*condition_shape) -> logits: if given, the agreement
             and the label entropy that it would reach stand beside.
+
+    Raises:
+        ValueError: If ``likelihood_images`` is negative.
     """
 
     def __init__(self, likelihood_images: int = 2000, label_net: torch.nn.Module | None = None) -> None:
+        if likelihood_images < 0:
+            raise ValueError(f"likelihood_images must be 0 or more, got {likelihood_images}")
         self.likelihood_images = likelihood_images
         self.label_net = label_net
         self._left = 0
+        self._pairs: Any = None
         self._completions: CompletionMetrics | None = None
         self._dependence: CodeDependence | None = None
 
@@ -38,7 +46,8 @@ class MeasureCompletions(Callback):
         model: Any = pl_module
         content = getattr(getattr(trainer, "datamodule", None), "content", None)
         classifier = DigitClassifier.pretrained() if content == "digits" else None
-        self._completions = CompletionMetrics(model.parts.mask, classifier).to(model.device)
+        self._pairs = pairs_of(trainer)
+        self._completions = CompletionMetrics(classifier=classifier).to(model.device)
         self._dependence = CodeDependence().to(model.device)
         self._left = -(-self.likelihood_images // trainer.world_size)
 
@@ -56,10 +65,12 @@ class MeasureCompletions(Callback):
         assert self._dependence is not None
         x, y = model.inputs_of(batch)
         labels = batch[2] if len(batch) > 2 and batch[2].ndim == 1 else None
-        completed = model.join(x.unsqueeze(1), model.complete(x, 10))
-        label_net = self.label_net or getattr(model, "label_net", None)
-        probabilities = None if label_net is None else label_net(x).softmax(1)
-        self._completions.update(model.join(x, y), completed, labels, probabilities)
+        images, completed, hidden = y, model.complete(x, 10), None
+        if self._pairs is not None:
+            hidden = self._pairs.hidden(x)
+            images, completed = self._pairs.join(x, images), self._pairs.join(x.unsqueeze(1), completed)
+        probabilities = None if self.label_net is None else self.label_net(x).softmax(1)
+        self._completions.update(images, completed, labels, probabilities, hidden)
         if getattr(model.features, "fitted", True):
             self._dependence.update(model.features(x), model.draw_codes((x, y)))
         x, y = x[: self._left], y[: self._left]

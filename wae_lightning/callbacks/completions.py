@@ -8,8 +8,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from wae_lightning.callbacks.pictures import Pictures, in_unit_range
+from wae_lightning.callbacks.pictures import Pictures, in_unit_range, pairs_of
 from wae_lightning.kernels import squared_distances
+from wae_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["CompletionPictures", "most_ambiguous"]
 
@@ -21,7 +22,7 @@ def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tens
     the observed part itself: much may follow, and little was shown.
 
     Args:
-        x: Observed parts (B, *observed_shape).
+        x: Observed parts (B, *condition_shape).
         y: Hidden parts (B, *target_shape).
         count: How many to find.
         neighbors: How many of the others are looked at.
@@ -39,9 +40,10 @@ def most_ambiguous(x: Tensor, y: Tensor, count: int, neighbors: int = 8) -> Tens
 class CompletionPictures(Pictures):
     """Draws completions for the loggers after each validation, and to ``completions.png`` after a test.
 
-    Each row shows an observed part with the rest grey, the true image, and the image with ``columns`` completions of
-    the hidden part. The rows are the most ambiguous images among the first 500 (see :func:`most_ambiguous`), chosen by
-    the data alone, so that the pictures of two models show the same ones. The codes are the same from epoch to epoch.
+    Each row shows what is given, the rest grey, the true image, and the image with ``columns`` completions. The rows
+    are the most ambiguous images among the first 500 (see :func:`most_ambiguous`), chosen by the data alone, so that
+    the pictures of two models show the same ones. The codes are the same from epoch to epoch. How images are made of
+    pairs is for the data module to say, by its ``pairs``; without, targets are shown as they are.
 
     Args:
         rows: Number of rows, at least 1.
@@ -58,33 +60,39 @@ class CompletionPictures(Pictures):
         self.rows = rows
         self.columns = columns
 
+        self._pairs: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._pairs = pairs_of(trainer)
+
     def examples(self, model: Any, batch: Any, outputs: Any, count: int) -> dict[str, Tensor]:
-        """Takes the observed and the hidden parts of a batch."""
+        """Takes the conditions and the targets of a batch."""
         pair = model.inputs_of(batch) if hasattr(model, "inputs_of") else batch
-        return {name: part[:count].to(model.dtype) for name, part in zip(("observed", "hidden"), pair, strict=False)}
+        return {name: part[:count].to(model.dtype) for name, part in zip(("x", "y"), pair, strict=False)}
 
     def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draws the grid of the pairs that were kept."""
-        return {"completions": self.draw(model, examples["observed"], examples["hidden"])}
+        return {"completions": self.draw(model, examples["x"], examples["y"], self._pairs)}
 
-    def draw(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
+    def draw(self, model: Any, x: Tensor, y: Tensor, pairs: Any = None) -> Tensor:
         """Draws the grid.
 
         Args:
             model: A conditional WAE of images, in evaluation mode.
-            x: Observed parts (B, *observed_shape).
-            y: Hidden parts (B, *target_shape).
+            x: Conditions (B, *condition_shape).
+            y: Targets (B, *target_shape).
+            pairs: Makes images of pairs, see :class:`wae_lightning.pairs.Pairs`. None: the images are the targets.
 
         Returns:
             A float image (3, height, width) in [0, 1].
         """
         chosen = most_ambiguous(x.float(), y.float(), self.rows)
         x, y = x[chosen], y[chosen]
-        completions = model.complete(x, self.columns, generator=torch.Generator().manual_seed(0))
-        given = model.join(x, torch.full_like(y, 0.5))
-        truth = model.join(x, y)
-        completed = model.join(x.unsqueeze(1), completions)
-        shown = torch.cat([given.unsqueeze(1), truth.unsqueeze(1), completed], dim=1)
+        answers = model.complete(x, self.columns, generator=torch.Generator().manual_seed(0))
+        given = None
+        if pairs is not None:
+            given, y, answers = pairs.show(x), pairs.join(x, y), pairs.join(x.unsqueeze(1), answers)
+        shown = torch.cat([part.unsqueeze(1) for part in (given, y) if part is not None] + [answers], dim=1)
         images = in_unit_range(model, shown.flatten(0, 1))
-        grid: Tensor = torchvision.utils.make_grid(images, nrow=self.columns + 2, pad_value=1)
+        grid: Tensor = torchvision.utils.make_grid(images, nrow=shown.shape[1], pad_value=1)
         return grid

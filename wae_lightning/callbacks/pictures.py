@@ -67,6 +67,11 @@ def write_png(path: Path, picture: Tensor) -> None:
     os.replace(unfinished, path)
 
 
+def pairs_of(trainer: Trainer) -> Any:
+    """What makes images of the pairs of a conditional model: the ``pairs`` of the data module; None if it has none."""
+    return getattr(getattr(trainer, "datamodule", None), "pairs", None)
+
+
 def run_folder(trainer: Trainer) -> Path:
     """The folder of a run's files: the trainer's ``run_folder``, else where Lightning makes ``checkpoints``."""
     folder = getattr(trainer, "run_folder", None)

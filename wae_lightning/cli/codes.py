@@ -15,7 +15,7 @@ import torch
 from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.inputs import input_reader, list_inputs
-from wae_lightning.cli.load import load_data
+from wae_lightning.cli.load import load_data, load_pairs
 from wae_lightning.evaluation import Codes, encode_batches
 from wae_lightning.evaluation.codes import batches_of
 from wae_lightning.work import codes_at_once
@@ -47,6 +47,7 @@ def of_inputs(model: WAE, known: argparse.Namespace, _: Any) -> tuple[Codes, lis
     """Encodes files; a file with several inputs gives each the file's name and a number."""
     files, file_names, file_labels, class_names = list_inputs(known.inputs, model)
     read = input_reader(known.ckpt, model)
+    pairs = load_pairs(known.ckpt, model) if isinstance(model, ConditionalWAE) else None
     names: list[str] = []
     labels: list[int] = []
 
@@ -56,7 +57,7 @@ def of_inputs(model: WAE, known: argparse.Namespace, _: Any) -> tuple[Codes, lis
             names.extend([name] if len(x) == 1 else [f"{name}[{i}]" for i in range(len(x))])
             labels.extend([file_labels[number] if file_labels else 0] * len(x))
             for part in torch.split(x, codes_at_once(model, BATCH)):
-                yield model.parts.split(part) if isinstance(model, ConditionalWAE) else part
+                yield part if pairs is None else pairs.split(part)
 
     found = encode_batches(model, batches())
     return found._replace(labels=torch.tensor(labels) if file_labels else None), names, class_names

@@ -2,8 +2,8 @@
 
 Images: Fréchet distance (FID), kernel distance (KID), improved precision and recall, and patch distance of samples from
 the prior and from mixtures fitted to the training codes, reconstructions, sharpness, whether the codes follow the
-prior, and which share of their variance is noise. Point clouds: reconstructions, samples and codes. Pairs: the
-completion metrics of the model's own test.
+prior, and which share of their variance is noise. Point clouds: reconstructions, samples and codes. Labels: accuracy
+and Fréchet distance of each class, and whether codes tell the label. Other pairs: completions.
 
 Features of digits are those of two digit classifiers that come with the package (the twin sees blur), of other images
 those of the Inception network; keys say which, and how many samples (``fid_digits_10k``). The patch distance needs no

@@ -4,17 +4,21 @@
 --what reconstruction   each input above, or before, what the model makes of it
 --what interpolation    from one input, or sample, to the next, --steps points on each line
 --what traversal        one latent dimension after the other from -2 to 2 times the prior's scale, a row for each
---what completion       a conditional model's answers to the observed part of each input
+--what completion       a conditional model's answers to the observed part of each input; --mask says what is hidden,
+                        where the model was trained on holes
+--what style            of a model of labels: the code of each input, which has --input_labels, or of a sample, under
+                        each of --labels
 --what codes            code, reconstruction cost (an anomaly score) and, where there are any, label and name of each
                         input, or of each example of --part of the data that the checkpoint was trained on; --data.root
                         DIR and the like change its arguments. --out is .npz (z, cost, labels, names) or .csv
 
+A model of labels draws --num_samples of each of --labels: 0-9 or 3,5 or cat,dog; of attributes Smiling,Male+Bald,none.
 The ending of --out says how it is written: .png a picture of all, .gif frames of an interpolation, .npz the array
-``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)), .ply one point cloud, no ending a folder with a
-PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the middle and resized to the model's
-size, files .npz with an array ``samples``, or folders of them. Of point clouds they are meshes or points (.off, .ply,
-.npy, .npz, .txt), turned as the training data was, and are normalized as that was. Nothing but the checkpoint is
-needed.
+``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)) and ``labels``, if there are any, .ply one point
+cloud, no ending a folder with a PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the
+middle and resized to the model's size, files .npz with an array ``samples``, or folders of them. Of point clouds they
+are meshes or points (.off, .ply, .npy, .npz, .txt), turned as the training data was, and are normalized as that was.
+Nothing but the checkpoint is needed.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.callbacks import draw_point_sets
 from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.cli.codes import write_codes
+from wae_lightning.cli.conditions import draw_pairs
 from wae_lightning.cli.device import choose_device
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
@@ -50,7 +55,7 @@ __all__ = ["main"]
 
 BATCH = 500
 KINDS = {4: "point clouds", 5: "images"}
-WHAT = ("samples", "reconstruction", "interpolation", "traversal", "completion", "codes")
+WHAT = ("samples", "reconstruction", "interpolation", "traversal", "completion", "style", "codes")
 
 
 # ---- what is drawn: (rows, columns, *shape) -------------------------------------------------------------------------
@@ -77,23 +82,11 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
     Raises:
         UsageError: If the model cannot do it, or an argument is out of its range.
     """
-    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1)):
-        if getattr(arguments, name) < least:
-            raise UsageError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     generator = torch.Generator().manual_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
     size = codes_at_once(model, BATCH)
-    if isinstance(model, ConditionalWAE):
-        if what not in ("completion", "reconstruction"):
-            raise UsageError(f"--what {what}: a conditional model needs --what completion and --inputs")
-        images = read_inputs(inputs, arguments.ckpt, model).to(model.device)
-        x, y = model.parts.split(images)
-        if what == "reconstruction":
-            return torch.stack([images, model.join(x, model(x, y))])
-        answers = model.join(x.unsqueeze(1), model.complete(x, 8, generator=generator))
-        return torch.cat([images.unsqueeze(1), answers], dim=1)
-    if what == "completion":
-        raise UsageError(f"--what completion: {type(model).__name__} is not a conditional model")
+    if what in ("completion", "style"):
+        raise UsageError(f"--what {what}: {type(model).__name__} is not a conditional model")
     sampler: Any = model.prior
     if arguments.sampler == "gmm":
         try:
@@ -125,6 +118,23 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
         decoded = apply_in_batches(model.decode, rows.flatten(0, 1), size, model.device)
         return decoded.reshape(*rows.shape[:2], *decoded.shape[1:])
     return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator), size, model.device))
+
+
+def draw_anything(model: WAE, known: Any) -> tuple[Tensor, Tensor | None]:
+    """Computes what the user asked for, (rows, columns, *shape), on the CPU, and its labels, if it has any."""
+    if known.num_samples is None:
+        known.num_samples = 8 if isinstance(model, ConditionalWAE) else 64
+    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1)):
+        if getattr(known, name) < least:
+            raise UsageError(f"--{name} must be at least {least}, got {getattr(known, name)}")
+    if isinstance(model, ConditionalWAE):
+        torch.manual_seed(known.seed)
+        rows, labels = draw_pairs(model, known.what, known)
+        return rows.float().cpu(), labels
+    for flag in ("labels", "input_labels", "mask"):
+        if getattr(known, flag) is not None:
+            raise UsageError(f"--{flag}: {type(model).__name__} is not a conditional model")
+    return draw(model, known.what, known.inputs, known).float().cpu(), None
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -162,7 +172,7 @@ def draw_picture(rows: Tensor, clouds: bool) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def write(rows: Tensor, what: str, out: Path) -> None:
+def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> None:
     """Writes (rows, columns, *shape) in the format that the ending of ``out`` names; never half a file.
 
     Raises:
@@ -190,7 +200,10 @@ def write(rows: Tensor, what: str, out: Path) -> None:
             draw_picture(shown, clouds).save(part, "PNG")
         elif out.suffix == ".npz":
             with part.open("wb") as file:
-                np.savez_compressed(file, samples=all_of_them.numpy())
+                arrays: Any = {"samples": all_of_them.numpy()}
+                if labels is not None:
+                    arrays["labels"] = (labels[1] if what == "reconstruction" else labels.flatten(0, 1)).numpy()
+                np.savez_compressed(file, **arrays)
         elif out.suffix == ".gif" and what == "interpolation":
             # one frame for each step, all lines side by side
             frames = [draw_picture(rows[:, step : step + 1].transpose(0, 1), clouds) for step in range(rows.shape[1])]
@@ -217,7 +230,10 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     )
     parser.add_argument("ckpt", type=Path, help="checkpoint written by train.py")
     parser.add_argument("--what", choices=WHAT, default="samples", help="see above (samples)")
-    parser.add_argument("--num_samples", type=int, default=64, help="how many samples, or ends of lines (64)")
+    parser.add_argument("--num_samples", type=int, help="how many samples, ends of lines, or answers (64; 8 of each)")
+    parser.add_argument("--labels", help="what to draw of a model of labels (all)")
+    parser.add_argument("--input_labels", metavar="LABELS", help="labels of --inputs")
+    parser.add_argument("--mask", metavar="X,Y,W,H", help="hole in each input, in its pixels, for --what completion")
     parser.add_argument("--sampler", choices=("prior", "gmm"), default="prior", help="where codes come from (prior)")
     parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
@@ -234,7 +250,9 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     codes = known.what == "codes"
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
-        for name in ("num_samples", "sampler", "components", "steps") if codes else ("part",):
+        for name in (
+            ("num_samples", "sampler", "components", "steps", "labels", "input_labels", "mask") if codes else ("part",)
+        ):
             if getattr(known, name) != parser.get_default(name):
                 raise UsageError(f"--{name} has no meaning for --what {known.what}")
         if overrides and not codes:
@@ -245,10 +263,10 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
         if codes:
             print(f"{known.out}: {write_codes(model, known, overrides)}")
             return
-        rows = draw(model, known.what, known.inputs, known).float().cpu()
+        rows, labels = draw_anything(model, known)
         if rows.ndim > 4 and (model.input_range or known.out.suffix != ".npz"):
             rows = in_unit_range(model, rows)
-        write(rows, known.what, known.out)
+        write(rows, known.what, known.out, labels)
     except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ from datamodules.pictures import SUFFIXES, read_picture
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE
 from wae_lightning.checkpoints import read_checkpoint
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.load import load_pairs
 
 __all__ = ["input_reader", "list_inputs", "read_inputs"]
 
@@ -133,7 +134,8 @@ def input_reader(ckpt: Path, model: WAE) -> Callable[[Path], Tensor]:
         points = model.sample(1).shape[1]
         normalization = read_normalization(ckpt)
         return lambda path: read_cloud(path, points, **normalization)
-    shape = model.parts.image_shape if isinstance(model, ConditionalWAE) else tuple(model.sample(1).shape[1:])
+    pairs = load_pairs(ckpt, model) if isinstance(model, ConditionalWAE) else None
+    shape = tuple(model.sample(1).shape[1:]) if pairs is None else pairs.image_shape
     if len(shape) != 3:
         raise UsageError(f"--inputs: the model's inputs are of shape {shape}, neither images nor clouds")
     if model.input_range is None:

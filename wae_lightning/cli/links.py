@@ -5,6 +5,7 @@ A size that was typed is never changed; nor is one in a file, unless it is what 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -12,9 +13,9 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import datamodules
-from wae_lightning import WAE, noise, references, report
+from datamodules.pairs import PairDataModule
+from wae_lightning import WAE, ConditionalWAE, noise, references, report
 from wae_lightning.cli.errors import find_class
-from wae_lightning.image_parts import ImageParts
 from wae_lightning.lightning import LightningDataModule
 from wae_lightning.parts import Part
 
@@ -36,6 +37,7 @@ class Sizes:
         self.typed = typed
         model = class_of(config.get("model"))
         self.is_report = issubclass(model, report.ReportWAE)
+        self.is_conditional = issubclass(model, ConditionalWAE)
         self.is_vae = issubclass(model, references.VAE)
 
     def find(self, name: str) -> Any:
@@ -77,14 +79,19 @@ class Sizes:
         return self.d * int(getattr(kind, "features_per_dimension", 1))
 
     @property
-    def compared(self) -> int | None:
-        """What a critic sees: codes, and beside them the features of what is observed."""
-        if self.parts is None or self.is_report or self.read("model.match") == "marginal":
-            return self.d
+    def condition_features(self) -> int | None:
+        """What a penalty and a flow see beside the codes: features of the condition."""
+        shape = self.condition_shape
+        if shape is None or self.is_report or self.read("model.match") == "marginal":
+            return 0
         if self.read("model.features") is None:
-            return self.d + min(16, math.prod(self.parts.observed_shape))
-        features = self.read("model.features.num_features")
-        return features and self.d + int(features)
+            return shape[0] if len(shape) == 1 else min(16, math.prod(shape))
+        return self.read("model.features.num_features")  # type: ignore[no-any-return]
+
+    @property
+    def compared(self) -> int | None:
+        """What a critic sees: codes, and beside them the features of the condition."""
+        return None if self.condition_features is None else self.d + int(self.condition_features)
 
     @property
     def image_shape(self) -> list[int] | None:
@@ -96,35 +103,43 @@ class Sizes:
     def num_points(self) -> int | None:
         return self.first("data.num_points", "model.num_points")  # type: ignore[no-any-return]
 
-    @property
-    def observed(self) -> str | None:
-        return self.first("data.observed", "model.observed")  # type: ignore[no-any-return]
+    def of_pairs(self, name: str) -> Any:
+        """A shape of a conditional model that its data module knows."""
+        if not self.is_conditional:
+            return None
+        own = self.read(f"model.{name}")
+        if f"model.{name}" in self.typed:
+            return own
+        return getattr_or_none(self.data, name) if self.data is not None else own
 
-    @property
-    def fraction(self) -> float | None:
-        return self.first("data.fraction", "model.fraction")  # type: ignore[no-any-return]
-
-    @property
-    def parts(self) -> ImageParts | None:
-        """The two parts of the images of a conditional model."""
+    @functools.cached_property
+    def data(self) -> Any:
+        """The data module of pairs that the config describes; None: there is none, or it cannot be made."""
         try:
-            return ImageParts(self.image_shape or (), self.observed, self.fraction)  # type: ignore[arg-type]
-        except (TypeError, ValueError):  # there are none, or the model will say what is wrong
+            made = make_part(self.find("data"))
+            return made if getattr_or_none(made, "condition_shape") else None
+        except Exception:  # whatever is wrong, who makes it next will say so
             return None
 
     @property
-    def observed_shape(self) -> list[int] | None:
-        return None if self.parts is None else list(self.parts.observed_shape)
+    def num_classes(self) -> int | None:
+        return self.of_pairs("num_classes")  # type: ignore[no-any-return]
+
+    @property
+    def condition_shape(self) -> list[int] | None:
+        shape = [self.num_classes] if self.num_classes else self.of_pairs("condition_shape")
+        return shape and list(shape)
 
     @property
     def target_shape(self) -> list[int] | None:
-        return None if self.parts is None else list(self.parts.target_shape)
+        shape = self.of_pairs("target_shape")
+        return shape and list(shape)
 
     @property
     def part_shapes(self) -> list[list[int]] | None:
-        if self.observed_shape is None or self.target_shape is None:
+        if self.condition_shape is None or self.target_shape is None:
             return None
-        return [self.observed_shape] if self.is_report else [self.observed_shape, self.target_shape]
+        return [self.condition_shape] if self.is_report else [self.condition_shape, self.target_shape]
 
 
 RULES: dict[str, Callable[[Sizes], Any]] = {
@@ -134,19 +149,19 @@ RULES: dict[str, Callable[[Sizes], Any]] = {
     "model.decoder.latent_dim": lambda sizes: sizes.d,
     "model.noise.latent_dim": lambda sizes: sizes.d,
     "model.flow.dim": lambda sizes: sizes.d,
+    "model.flow.condition_features": lambda sizes: sizes.condition_features,
     "model.critic.latent_dim": lambda sizes: sizes.compared,
     "model.penalty.critic.latent_dim": lambda sizes: sizes.compared,
-    "model.image_shape": lambda sizes: sizes.image_shape,
+    "model.image_shape": lambda sizes: None if sizes.is_conditional else sizes.image_shape,
     "model.encoder.image_shape": lambda sizes: sizes.image_shape,
     "model.decoder.image_shape": lambda sizes: sizes.image_shape,
-    "data.observed": lambda sizes: sizes.observed,
-    "model.observed": lambda sizes: sizes.observed,
-    "data.fraction": lambda sizes: sizes.fraction,
-    "model.fraction": lambda sizes: sizes.fraction,
+    "model.condition_shape": lambda sizes: sizes.condition_shape,
+    "model.target_shape": lambda sizes: sizes.target_shape,
+    "model.num_classes": lambda sizes: sizes.num_classes,
     "model.encoder.part_shapes": lambda sizes: sizes.part_shapes,
     "model.decoder.target_shape": lambda sizes: sizes.target_shape,
-    "model.decoder.observed_shape": lambda sizes: None if sizes.is_report else sizes.observed_shape,
-    "model.features.input_shape": lambda sizes: sizes.observed_shape,
+    "model.decoder.observed_shape": lambda sizes: None if sizes.is_report else sizes.condition_shape,
+    "model.features.input_shape": lambda sizes: sizes.condition_shape,
     "data.num_points": lambda sizes: sizes.num_points,
     "model.num_points": lambda sizes: sizes.num_points,
     "model.decoder.num_points": lambda sizes: sizes.num_points,
@@ -223,6 +238,21 @@ def own_parameters(part: dict[str, Any]) -> dict[str, Any]:
     return parameters(cls) if bases else {}
 
 
+def make_part(part: Any) -> Any:
+    """Makes what a part of a config describes; only data modules of ours and parts of them are asked for here."""
+    if isinstance(part, dict) and "class_path" in part:
+        return class_of(part)(**{name: make_part(value) for name, value in (part.get("init_args") or {}).items()})
+    return part
+
+
+def getattr_or_none(owner: Any, name: str) -> Any:
+    """An attribute that may be missing, or fail: of a folder that is not there, say."""
+    try:
+        return getattr(owner, name)
+    except Exception:
+        return None
+
+
 def shape_of(sizes: Sizes, name: str) -> list[int] | None:
     """The shape of the images of a data module."""
     try:
@@ -232,7 +262,7 @@ def shape_of(sizes: Sizes, name: str) -> list[int] | None:
     if isinstance(part, LightningDataModule):
         return getattr(part, "image_shape", None)
     cls = class_of(part)
-    if issubclass(cls, datamodules.HalfImageDataModule):
+    if issubclass(cls, PairDataModule):
         return [1, 28, 28] if sizes.read(f"{name}.images") is None else shape_of(sizes, f"{name}.images")
     if issubclass(cls, datamodules.MNISTDataModule):
         return [1, 28, 28]

@@ -13,14 +13,15 @@ from typing import Any
 import yaml
 
 import datamodules
-from wae_lightning import WAE
+from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.checkpoints import check_description, read_checkpoint
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.lightning import LightningDataModule
-from wae_lightning.parts import build, find_class
+from wae_lightning.pairs import Pairs
+from wae_lightning.parts import Part, build, find_class
 from wae_lightning.work import check_work
 
-__all__ = ["import_modules", "load_data", "load_model"]
+__all__ = ["import_modules", "load_data", "load_model", "load_pairs"]
 
 NOT_TAKEN = ("root", "cache_dir", "download", "num_workers", "on_device", "pin_memory")
 """Arguments of data modules that a checkpoint says nothing about: what they open, write, fetch or start."""
@@ -91,7 +92,7 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
         raise UsageError(str(error)[:600]) from None
     stored = dict(stored) if isinstance(stored, dict) else {}
     name = str(stored.pop("_class_path", None))
-    stored = {key: value for key, value in stored.items() if key not in ("_instantiator", "_version")}
+    stored = {key: value for key, value in stored.items() if key not in ("_instantiator", "_version", "_pairs")}
     try:
         check_description({"class_path": name, "init_args": stored}, trust=trust, name="data")
         cls: Any = find_class(name, trust)
@@ -100,13 +101,19 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
             f"{path}: it does not say which of our data modules it was trained with, or of yours, which is imported by "
             f"--import MODULE and calls save_hyperparameters() when it is made; found {name[:80]}"
         ) from None
-    parameters = inspect.signature(cls.__init__).parameters
+    parameters = {
+        name: parameter
+        for base in reversed(cls.__mro__)
+        if base is cls or (issubclass(base, Part) and base is not Part)
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self"
+    }
     for argument, value in stored.items():
         kinds = PLAIN.get(str(parameters[argument].annotation)) if argument in parameters else None
         if kinds and type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise UsageError(f"{path}: its {argument} is a {type(value).__name__}, expected {wanted}")
-    takes = {*stored, *parameters} - {"self"}
+    takes = {*stored, *parameters}
     if unknown := set(overrides) - takes:
         raise UsageError(f"--data.{min(unknown)}: {cls.__name__} takes {', '.join(sorted(takes))}")
     given = {key: yaml.safe_load(value) for key, value in overrides.items()}
@@ -127,6 +134,30 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
         return data
     except ValueError as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}"[:600]) from None
+
+
+def load_pairs(path: Path, model: ConditionalWAE) -> Pairs:
+    """Makes what makes images of the pairs of a model, as the checkpoint records it.
+
+    Raises:
+        UsageError: If it records none of ours, or one that does not fit the model.
+    """
+    stored = read_checkpoint(path).get("datamodule_hyper_parameters")
+    described = stored.get("_pairs") if isinstance(stored, dict) else None
+    if not isinstance(described, dict):
+        raise UsageError(
+            f"{path}: it does not say how its data module made pairs of images: use complete(x, n) in Python"
+        )
+    try:
+        check_description(described, name="pairs")
+        pairs = build(described, name="pairs")
+        shapes = pairs.condition_shape, pairs.target_shape, pairs.num_classes
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}"[:600]) from None
+    # so their size is bounded by that of the model
+    if not isinstance(pairs, Pairs) or shapes != (model.condition_shape, model.target_shape, model.num_classes):
+        raise UsageError(f"{path}: its data module made pairs of other shapes than those of the model")
+    return pairs
 
 
 def _split(arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -15,6 +15,7 @@ from wae_lightning.evaluation.clouds import evaluate_clouds
 from wae_lightning.evaluation.codes import Codes, encode_batches
 from wae_lightning.evaluation.completions import evaluate_completions
 from wae_lightning.evaluation.images import compare_pictures, evaluate_images
+from wae_lightning.evaluation.labels import evaluate_labels
 
 __all__ = [
     "Codes",
@@ -24,6 +25,7 @@ __all__ = [
     "evaluate_clouds",
     "evaluate_completions",
     "evaluate_images",
+    "evaluate_labels",
 ]
 
 
@@ -55,8 +57,10 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    if isinstance(model, ConditionalWAE) and len(model.condition_shape) == 1 and data is not None:
+        return evaluate_labels(model, data, num_samples, seed, features, inception_weights)
     if isinstance(model, ConditionalWAE):
-        return evaluate_completions(model, data, seed)
+        return evaluate_completions(model, data, seed, features, inception_weights)
     if isinstance(model, PointNetWAE):
         return evaluate_clouds(model, data, classifier, seed)
     return evaluate_images(model, data, num_samples, seed, features, inception_weights)

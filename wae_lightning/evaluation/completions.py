@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.callbacks import MeasureCompletions
 from wae_lightning.conditional import ConditionalWAE
+from wae_lightning.evaluation.images import choose_features, extract_features
 from wae_lightning.lightning import Trainer
+from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.networks import ConditionalMLPEncoder
 
 __all__ = ["LabelNet", "evaluate_completions"]
 
 
 class LabelNet(nn.Module):
-    """Classifier of observed parts: the label that a perfect completion would get is a draw from its output."""
+    """Classifier of conditions: the label that a perfect completion would get is a draw from its output."""
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.layers = ConditionalMLPEncoder([shape], 10, hidden=(512, 512))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps observed parts (B, ...) to logits of the labels (B, classes)."""
+        """Maps conditions (B, ...) to logits of the labels (B, classes)."""
         return self.layers(F.dropout(x, 0.2, self.training))  # type: ignore[no-any-return]
 
     def fit(self, data: Any, epochs: int) -> LabelNet:
@@ -50,17 +54,37 @@ class LabelNet(nn.Module):
         return self
 
 
-def evaluate_completions(model: ConditionalWAE, data: Any, seed: int) -> dict[str, float]:
+def evaluate_completions(
+    model: ConditionalWAE, data: Any, seed: int, features: str = "auto", inception_weights: Path | None = None
+) -> dict[str, float]:
     """Measures completions, on MNIST beside those that a classifier of the given parts would choose."""
     if data is None:
         raise ValueError("completions are measured against images: name their folder with --data.root DIR")
     torch.manual_seed(seed)
     data.prepare_data()
     data.setup("fit")
-    if getattr(data, "content", None) == "digits":
-        model.label_net = LabelNet(data.observed_shape).fit(data, epochs=8)
+    digits = getattr(data, "content", None) == "digits"
+    label_net = LabelNet(data.condition_shape).fit(data, epochs=8).to(model.device) if digits else None
     trainer = Trainer(
-        accelerator=model.device.type, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
-    )
+        accelerator=model.device.type, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[MeasureCompletions(label_net=label_net)],
+    )  # fmt: skip
     (measured,) = trainer.test(model, data, verbose=False)
-    return {name.removeprefix("test/"): float(value) for name, value in measured.items()}
+    results = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
+    if not digits and hasattr(data, "pairs"):
+        name, extractor = choose_features(features, tuple(data.image_shape), inception_weights)
+        if extractor is not None:
+            results[f"fid_{name}"] = measure_fid(model, data, extractor.to(model.device))
+    return results
+
+
+@torch.no_grad()
+def measure_fid(model: ConditionalWAE, data: Any, extractor: nn.Module) -> float:
+    """Fréchet distance of one completion of each test image from the test images."""
+    features: list[list[Tensor]] = [[], []]
+    for batch in data.test_dataloader():
+        x, y = (part.to(model.device) for part in data.on_after_batch_transfer(batch, 0)[:2])
+        for kept, target in zip(features, (y, model.complete(x, 1)[:, 0]), strict=True):
+            kept.append(extract_features([data.join(x, target)], extractor))
+    real, completed = map(torch.cat, features)
+    return float(frechet_distance(real, completed))

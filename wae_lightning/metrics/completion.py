@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.utilities import dim_zero_cat
 
 from wae_lightning.kernels import RBF
@@ -203,12 +203,14 @@ class CompletionMetrics(Metric):
 
     Means over all images of, in the hidden part:
 
-    - ``psnr``, ``psnr_of_mean``, ``psnr_best``: peak signal-to-noise ratio of one completion, of the pixelwise mean of
-      the n, and of the best of them; ``ssim``, ``ssim_best``: structural similarity of the whole images.
+    - ``mse``: mean squared error; ``psnr``, ``psnr_of_mean``, ``psnr_best``: peak signal-to-noise ratio of one
+      completion, of the pixelwise mean of the n, and of the best of them; ``ssim``, ``ssim_best``: structural
+      similarity of the whole images.
     - ``bce``, ``bce_best``: summed binary cross-entropy in nats.
     - ``rank_error``: distance in total variation of the rank histogram from the flat one, in [0, 1), over 16 fixed
       random projections of the hidden part: 0 if the truth looks like one more completion.
     - ``diversity``: mean distance between two completions of one image over that between two real images of one class.
+    - ``sharpness_ratio``: mean absolute Laplacian (each pixel against its four neighbours) over that of real images.
 
     With a classifier:
 
@@ -220,7 +222,7 @@ class CompletionMetrics(Metric):
       model without any diversity can score well on it: never quote it without ``diversity`` and ``label_entropy``.
 
     Args:
-        mask: Boolean (1, height, width): True where the image is observed.
+        mask: Boolean (1, height, width): True where the image is observed; None: nowhere.
         classifier: Classifier of digits; None for other images: diversity is then measured in pixels.
     """
 
@@ -231,7 +233,7 @@ class CompletionMetrics(Metric):
     count: Tensor
     full_state_update = False
 
-    def __init__(self, mask: Tensor, classifier: DigitClassifier | None = None, **kwargs: Any) -> None:
+    def __init__(self, mask: Tensor | None = None, classifier: DigitClassifier | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mask = mask
         self.classifier = classifier
@@ -240,7 +242,19 @@ class CompletionMetrics(Metric):
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_labels", default=[], dist_reduce_fx="cat")
         self.add_state("ranks", default=torch.empty(0, dtype=torch.int64), dist_reduce_fx="sum")
-        names = ["psnr", "psnr_of_mean", "psnr_best", "ssim", "ssim_best", "bce", "bce_best", "spread"]
+        names = [
+            "mse",
+            "edges",
+            "edges_real",
+            "psnr",
+            "psnr_of_mean",
+            "psnr_best",
+            "ssim",
+            "ssim_best",
+            "bce",
+            "bce_best",
+            "spread",
+        ]
         if classifier is not None:
             names += ["agreement", "label_entropy", "agreement_reference", "label_entropy_reference"]
         self._known: set[str] = set()
@@ -248,7 +262,12 @@ class CompletionMetrics(Metric):
             self.add_state(name, default=torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(
-        self, images: Tensor, completed: Tensor, labels: Tensor | None = None, label_probabilities: Tensor | None = None
+        self,
+        images: Tensor,
+        completed: Tensor,
+        labels: Tensor | None = None,
+        label_probabilities: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> None:
         """Adds images and their completions.
 
@@ -257,6 +276,7 @@ class CompletionMetrics(Metric):
             completed: Completed images (B, n, C, H, W), n at least 2.
             labels: True labels (B,).
             label_probabilities: p(label | observed part), (B, classes), of a calibrated classifier.
+            hidden: Boolean (1 or B, 1, H, W): True where an image is not observed; None: as ``mask`` says.
 
         Raises:
             ValueError: If the shapes do not fit together, or there is only one completion.
@@ -268,9 +288,14 @@ class CompletionMetrics(Metric):
             )
         images, completed = in_full_precision(images), in_full_precision(completed)
         n = completed.shape[1]
-        hidden = ~self.mask[0].to(images.device)
-        y, ys = images[..., hidden].flatten(1), completed[..., hidden].flatten(2)
-        psnr = _psnr(ys, y.unsqueeze(1).expand_as(ys))
+        if hidden is None:
+            hidden = torch.ones_like(images[:1, :1]) > 0 if self.mask is None else ~self.mask.to(images.device)[None]
+        # 0 outside of what is hidden, where holes differ from image to image: there nothing adds to what follows
+        y, ys = (images * hidden).flatten(1), (completed * hidden.unsqueeze(1)).flatten(2)
+        pixels = hidden.expand(len(images), *images.shape[1:]).flatten(1).sum(1).clamp(min=1)
+        psnr = _psnr(ys, y.unsqueeze(1), pixels.unsqueeze(1))
+        edges = laplacian(torch.cat([images.unsqueeze(1), completed], dim=1)).abs() * hidden.unsqueeze(1)
+        edges = edges.flatten(2).sum(2) / pixels.unsqueeze(1)
         ssim = structural_similarity_index_measure(
             completed.flatten(0, 1), images.repeat_interleave(n, 0), data_range=1.0, reduction="none"
         )
@@ -278,12 +303,15 @@ class CompletionMetrics(Metric):
         bce = binary_cross_entropy(y, ys)
         values = {
             "psnr": psnr.mean(1),
-            "psnr_of_mean": _psnr(ys.mean(1), y),
+            "mse": (ys - y.unsqueeze(1)).square().sum(2).mean(1) / pixels,
+            "psnr_of_mean": _psnr(ys.mean(1), y, pixels),
             "psnr_best": psnr.amax(1),
             "ssim": ssim.view(-1, n).mean(1),
             "ssim_best": ssim.view(-1, n).amax(1),
             "bce": bce.mean(1),
             "bce_best": bce.amin(1),
+            "edges": edges[:, 1:].mean(1),
+            "edges_real": edges[:, 0],
         }
         if self.classifier is None:
             features, real = ys, y
@@ -322,6 +350,7 @@ class CompletionMetrics(Metric):
         classes = [features[labels == label][:500] for label in torch.unique(labels)]
         real = [mean_pairwise_distance(of_class) for of_class in classes if len(of_class) > 1]
         spread = results.pop("spread")
+        results["sharpness_ratio"] = results.pop("edges") / results.pop("edges_real")
         if real:
             results["diversity"] = spread / torch.stack(real).mean()
         shares = self.ranks / self.ranks.sum()
@@ -335,9 +364,13 @@ class CompletionMetrics(Metric):
         self._known = set()
 
 
-def _psnr(completions: Tensor, truth: Tensor) -> Tensor:
-    """Of each completion (..., P) by itself: (...)."""
-    values = peak_signal_noise_ratio(
-        completions.flatten(0, -2), truth.flatten(0, -2), data_range=1.0, reduction="none", dim=1
-    )
-    return torch.reshape(values, completions.shape[:-1])
+def _psnr(completions: Tensor, truth: Tensor, pixels: Tensor) -> Tensor:
+    """Of each completion (..., P), of whose pixels so many (...) count: (...)."""
+    return 10 * torch.log10(pixels / (completions - truth).square().sum(-1))
+
+
+def laplacian(images: Tensor) -> Tensor:
+    """What each pixel of images (..., H, W) differs by from its four neighbours, summed; at the edge from itself."""
+    padded = F.pad(images.flatten(0, -4) if images.ndim > 4 else images, (1, 1, 1, 1), mode="replicate")
+    around = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    return around.view_as(images) - 4 * images

@@ -18,8 +18,10 @@ from wae_lightning.networks.pointnet import (
     SeedDecoder,
     TNet,
 )
+from wae_lightning.networks.unet import AlignedConvEncoder, UNetDecoder
 
 __all__ = [
+    "AlignedConvEncoder",
     "ConditionalConvDecoder",
     "ConditionalConvEncoder",
     "ConditionalMLPDecoder",
@@ -36,5 +38,6 @@ __all__ = [
     "PointNetEncoder",
     "SeedDecoder",
     "TNet",
+    "UNetDecoder",
     "WhitenedPCA",
 ]

@@ -119,11 +119,16 @@ class ConditionalMLPDecoder(nn.Module, Part):
         return to_pixels(self.layers(_side_by_side(inputs, self.layers))).unflatten(1, self.target_shape)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def _features_of(shape: Shape, hidden: int, width: float, kernel_size: int) -> nn.Module:
+    return nn.Identity() if len(shape) == 1 else ConvEncoder(shape, hidden, width, kernel_size)
+
+
 class ConditionalConvEncoder(nn.Module, Part):
     """One convolutional network for each part of an image, then fully connected layers for all of them.
 
     Args:
-        part_shapes: (channels, height, width) of each part, sizes from 7 to 256.
+        part_shapes: (channels, height, width) of each part, sizes from 7 to 256, or (features,) of one that is a
+            vector, such as a label, and goes into the fully connected layers as it is.
         latent_dim: Number of output features: d, or 2d for :class:`~wae_lightning.noise.GaussianNoise`.
         width: Factor on the channel counts of :class:`ConvEncoder`.
         kernel_size: Side of the kernels.
@@ -150,8 +155,9 @@ class ConditionalConvEncoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         _check_sizes(latent_dim=[latent_dim], hidden=[hidden])
-        self.parts = nn.ModuleList(ConvEncoder(shape, hidden, width, kernel_size) for shape in part_shapes)
-        layers: list[nn.Module] = [nn.ReLU(inplace=True), nn.Linear(hidden * len(part_shapes), latent_dim)]
+        self.parts = nn.ModuleList(_features_of(shape, hidden, width, kernel_size) for shape in part_shapes)
+        inputs = sum(shape[0] if len(shape) == 1 else hidden for shape in part_shapes)
+        layers: list[nn.Module] = [nn.ReLU(inplace=True), nn.Linear(inputs, latent_dim)]
         if standardize:
             layers.append(nn.BatchNorm1d(latent_dim, affine=False))
         self.output = nn.Sequential(*layers)
@@ -159,7 +165,7 @@ class ConditionalConvEncoder(nn.Module, Part):
     def forward(self, *parts: Tensor) -> Tensor:
         """Maps the parts, each (B, *part_shape), to features (B, latent_dim)."""
         features = [network(part) for network, part in zip(self.parts, parts, strict=True)]
-        return self.output(torch.cat(features, dim=1))  # type: ignore[no-any-return]
+        return self.output(torch.cat([part.to(features[-1].dtype) for part in features], dim=1))  # type: ignore[no-any-return]
 
 
 class ConditionalConvDecoder(nn.Module, Part):
@@ -168,7 +174,8 @@ class ConditionalConvDecoder(nn.Module, Part):
     Args:
         latent_dim: d.
         target_shape: (channels, height, width) of the output, sizes from 7 to 256.
-        observed_shape: The same of the observed part; None: there is none, the decoder takes the code alone.
+        observed_shape: The same of the observed part, or (features,) of a vector, which stands beside the code as it
+            is; None: there is none, the decoder takes the code alone.
         width: Factor on the channel counts of :class:`ConvEncoder` and :class:`ConvDecoder`.
         kernel_size: Side of the kernels.
         hidden: Number of features of the observed part.
@@ -193,8 +200,10 @@ class ConditionalConvDecoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         _check_sizes(latent_dim=[latent_dim], hidden=[hidden])
-        self.observed = None if observed_shape is None else ConvEncoder(observed_shape, hidden, width, kernel_size)
-        inputs = latent_dim + (0 if observed_shape is None else hidden)
+        self.observed = None if observed_shape is None else _features_of(observed_shape, hidden, width, kernel_size)
+        inputs = latent_dim
+        if observed_shape is not None:
+            inputs += observed_shape[0] if len(observed_shape) == 1 else hidden
         self.decoder = ConvDecoder(inputs, target_shape, width, kernel_size, last_stride=2)
 
     def forward(self, *inputs: Tensor) -> Tensor:

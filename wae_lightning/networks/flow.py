@@ -22,32 +22,41 @@ class Flow(Part, nn.Module, ABC):
 
     Args:
         dim: Number of dimensions d, at least 2.
+        condition_features: Number p of features that the map depends on, or 0.
 
     Raises:
         ValueError: If ``dim`` is too small.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, condition_features: int = 0) -> None:
         super().__init__()
         if dim < 2:
             raise ValueError(f"a flow needs at least 2 dimensions, got {dim}")
+        if condition_features < 0:
+            raise ValueError(f"condition_features must be 0 or more, got {condition_features}")
         self.dim = dim
+        self.condition_features = condition_features
 
     @abstractmethod
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps points (B, d) to (B, d); also returns log |det| of the Jacobian, (B,)."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps points (B, d), given features (B, p), to (B, d); also returns log |det| of the Jacobian, (B,)."""
 
     @abstractmethod
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Maps (B, d) back."""
+
+    def _check(self, condition: Tensor | None) -> None:
+        found = 0 if condition is None else condition.shape[1]
+        if found != self.condition_features:
+            raise ValueError(f"the flow takes {self.condition_features} features of a condition, got {found}")
 
     def _result(self, x: Tensor, given: Tensor) -> Tensor:
         # first the type, then the device, which may have no float64
         return x.to(torch.promote_types(next(self.parameters()).dtype, torch.float32)).to(given.device)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The log-density, (B,), at points (B, d) of what the inverse makes of draws from N(0, I)."""
-        z, log_determinant = self(x)
+        z, log_determinant = self(x) if condition is None else self(x, condition)
         log_prob: Tensor = log_determinant - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
         return log_prob
 
@@ -57,14 +66,14 @@ def _like(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Coupling(nn.Module):
-    """Shifts and scales one half of the dimensions by functions of the other half."""
+    """Shifts and scales one half of the dimensions by functions of the other half, and of a condition."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, condition_features: int) -> None:
         super().__init__()
         self.kept = dim // 2
         changed = dim - self.kept
         self.network = nn.Sequential(
-            nn.Linear(self.kept, hidden),
+            nn.Linear(self.kept + condition_features, hidden),
             nn.ReLU(),
             nn.Linear(hidden, hidden),
             nn.ReLU(),
@@ -75,7 +84,8 @@ class _Coupling(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def shift_and_log_scale(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def shift_and_log_scale(self, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept = kept if condition is None else torch.cat([kept, condition.to(kept)], dim=1)
         # in the precision of the points, and where they are
         for layer in self.network:
             if isinstance(layer, nn.Linear):
@@ -87,14 +97,14 @@ class _Coupling(nn.Module):
         # a factor of at most e^1.5 for each layer keeps codes far from the data from blowing up
         return shift, 1.5 * torch.tanh(log_scale / 1.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, changed = x[:, : self.kept], x[:, self.kept :]
-        shift, log_scale = self.shift_and_log_scale(kept)
+        shift, log_scale = self.shift_and_log_scale(kept, condition)
         return torch.cat([kept, (changed + shift) * log_scale.exp()], dim=1), log_scale.sum(1)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None) -> Tensor:
         kept, changed = z[:, : self.kept], z[:, self.kept :]
-        shift, log_scale = self.shift_and_log_scale(kept)
+        shift, log_scale = self.shift_and_log_scale(kept, condition)
         return torch.cat([kept, changed * (-log_scale).exp() - shift], dim=1)
 
 
@@ -109,6 +119,7 @@ class CouplingFlow(Flow):
         dim: Number of dimensions d, at least 2.
         layers: Number of coupling layers.
         hidden: Units of the two hidden layers of each.
+        condition_features: Number p of features on which shifts and scales depend, too; 0: none.
 
     Raises:
         ValueError: If a size is too small.
@@ -123,31 +134,33 @@ class CouplingFlow(Flow):
 
     orders: Tensor
 
-    def __init__(self, dim: int = 8, layers: int = 8, hidden: int = 128) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int = 8, layers: int = 8, hidden: int = 128, condition_features: int = 0) -> None:
+        super().__init__(dim, condition_features)
         if layers < 1 or hidden < 1:
             raise ValueError(f"a flow needs at least 1 layer and 1 hidden unit, got {layers}, {hidden}")
-        self.couplings = nn.ModuleList(_Coupling(dim, hidden) for _ in range(layers))
+        self.couplings = nn.ModuleList(_Coupling(dim, hidden, condition_features) for _ in range(layers))
         # the same ones for every model, whatever the seed
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("orders", torch.stack([torch.randperm(dim, generator=generator) for _ in range(layers)]))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(condition)
         given = in_full_precision(x)
         with full_float32(x.device):
             x = given if torch.is_grad_enabled() else in_float64(given)
             x = x.to(torch.promote_types(x.dtype, next(self.parameters()).dtype))
             log_determinant = x.new_zeros(x.shape[0])
             for coupling, order in zip(self.couplings, self.orders, strict=True):
-                x, of_layer = coupling(x[:, order.to(x.device)])
+                x, of_layer = coupling(x[:, order.to(x.device)], condition)
                 log_determinant = log_determinant + of_layer
         return self._result(x, given), self._result(log_determinant, given)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        self._check(condition)
         with full_float32(z.device):
             x = in_float64(z)
             for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
-                x = coupling.inverse(x)[:, order.argsort().to(x.device)]  # type: ignore[operator]
+                x = coupling.inverse(x, condition)[:, order.argsort().to(x.device)]  # type: ignore[operator]
         return self._result(x, z)
 
 
@@ -197,14 +210,16 @@ class MixtureFlow(Flow):
         shift = torch.einsum("kd,ked->ke", means, root)
         return torch.addmm(-shift.flatten(), x.to(means.dtype), root.flatten(0, 1).T).view(len(x), *shift.shape)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        self._check(condition)
         with full_float32(x.device):
             squares = self._whitened(x).square().sum(2)
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
             constants = weight_logits.log_softmax(0) + log_diagonal.sum(1)
             return (constants - 0.5 * squares).logsumexp(1) - 0.5 * self.dim * math.log(2 * math.pi)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(condition)
         with full_float32(x.device):
             white = self._whitened(x)
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
@@ -220,7 +235,8 @@ class MixtureFlow(Flow):
             log_determinant = in_float64(log_weights[:, :, -1].logsumexp(1)) - log_normal
         return self._result(z, x), self._result(log_determinant, x)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        self._check(condition)
         given = z
         with full_float32(z.device):
             z = in_float64(z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
 
-__all__ = ["CheckInputs", "check_image_shape", "check_range", "input_of"]
+__all__ = ["CheckInputs", "check_image_shape", "check_positive", "check_range", "check_shape", "input_of", "one_hot"]
 
 
 def input_of(batch: Any, key: str) -> Tensor:
@@ -85,6 +85,58 @@ def _check_ends(
             f"{_expected(input_range)} got {dtype} in [{low:.4g}, {high:.4g}] in {where}: "
             "scale the data, or give the model another input_range"
         )
+
+
+def check_positive(**shapes: tuple[int, ...]) -> None:
+    """Refuses shapes, by their names, that are no positive numbers.
+
+    Raises:
+        ValueError: Naming one.
+    """
+    for name, shape in shapes.items():
+        if not shape or min(shape) < 1:
+            raise ValueError(f"{name} must be one or more positive numbers, got {shape}")
+
+
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses a batch of what ``name`` says that is not (B, *shape).
+
+    Raises:
+        ValueError: Naming both shapes.
+    """
+    if not x.ndim or tuple(x.shape[1:]) != shape:
+        raise ValueError(
+            f"the {name} must be of shape (B, {', '.join(map(str, shape))}), as in training, got {tuple(x.shape)}"
+        )
+
+
+def one_hot(labels: Any, num_classes: int, device: torch.device) -> Tensor:
+    """Makes vectors (B, num_classes) of labels.
+
+    On the CPU a label that is none is refused. On other devices, where to look would make the host wait, its vector is
+    NaN, which stops a training.
+
+    Args:
+        labels: Integers (B,), as a tensor or a list.
+        num_classes: Labels are 0 to ``num_classes`` - 1.
+        device: Where the vectors shall lie.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    found = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    if found.ndim != 1 or not whole:
+        raise ValueError(
+            f"labels must be integers (B,) from 0 to {num_classes - 1}, got {found.dtype} {tuple(found.shape)}"
+        )
+    inside = (found >= 0) & (found < num_classes)
+    if found.device.type == "cpu" and not torch.compiler.is_compiling() and not inside.all():
+        bad = int(found[~inside][0])
+        raise ValueError(f"labels must be integers from 0 to {num_classes - 1}, got {bad}")
+    found, inside = found.to(device), inside.to(device)
+    vectors = (found.unsqueeze(1) == torch.arange(num_classes, device=device)).float()
+    return torch.where(inside.unsqueeze(1), vectors, torch.nan)
 
 
 class CheckInputs(Callback):

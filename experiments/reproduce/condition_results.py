@@ -1,0 +1,126 @@
+"""Measures models of other conditions than halves: ``python experiments/reproduce/condition_results.py labels``.
+
+Trains one model of digits on one condition for a given CPU time, measures it on the test set, and adds the row to the
+JSON file under condition, model and seed; beside it lies a picture. Each (condition, model, seed) is a command of its
+own, and commands may run at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from completion_results import CVAE, Regression, train
+from records import EXPERIMENTS, commit, write_json
+
+from wae_lightning import ConditionalWAE, from_config
+from wae_lightning.callbacks import CompletionPictures, LabelPictures
+from wae_lightning.evaluation import evaluate_completions, evaluate_labels
+from wae_lightning.lightning import seed_everything
+from wae_lightning.networks import CouplingFlow
+from wae_lightning.networks.conditional import number_of_features
+from wae_lightning.noise import EncoderNoise, GaussianNoise
+from wae_lightning.penalties import MMD
+
+CONDITIONS = {"labels": "mnist_labels", "inpainting": "mnist_inpainting", "superresolution": "mnist_superresolution"}
+
+
+def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[ConditionalWAE, Any]:
+    """Makes a model of the table and its data; all models of a condition have the same networks."""
+    changes = {"data": {"root": None if root is None else str(root)}, "seed": seed}
+    if name in ("CVAE", "regression"):
+        noise = GaussianNoise() if name == "CVAE" else EncoderNoise()
+        like, data = from_config(CONDITIONS[condition], noise=noise, encoder={"standardize": False}, **changes)
+        cls = CVAE if name == "CVAE" else Regression
+        shapes = {key: getattr(like, key) for key in ("condition_shape", "target_shape", "num_classes", "latent_dim")}
+        makers = {"optimizer": like.make_optimizer, "lr_scheduler": like.make_lr_scheduler}
+        return cls(encoder=like.encoder, decoder=like.decoder, cost=like.cost, **shapes, **makers), data
+    arguments: dict[str, Any] = {
+        "WAE": {},
+        "WAE with a flow": {"flow": CouplingFlow()},
+        "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
+        "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
+    }[name]
+    if "flow" in arguments:
+        like, _ = from_config(CONDITIONS[condition], **changes)
+        arguments["flow"] = CouplingFlow(
+            like.latent_dim, condition_features=number_of_features(like.features, like.condition_shape)
+        )
+    return from_config(CONDITIONS[condition], **changes, **arguments)
+
+
+MODELS = ("WAE", "WAE with a flow", "WAE, joint MMD", "WAE, codes matched alone", "CVAE", "regression")
+
+
+def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, float], torch.Tensor]:
+    """Measures a model, and draws what it makes of the first test images."""
+    model.eval()
+    if model.num_classes:
+        found = evaluate_labels(model, data, 10_000, seed, "auto", None)
+    else:
+        found = evaluate_completions(model, data, seed)
+    x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+    if model.num_classes:
+        pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
+        return found, torch.cat([pictures["class_samples"], pictures["styles"]], dim=2)
+    with torch.no_grad():
+        return found, CompletionPictures().draw(model, x, y, data.pairs)
+
+
+def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Adds a row to a file that other commands may be adding to.
+
+    Raises:
+        SystemExit: If the file holds rows of other settings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(settings)
+        if table | settings != table:
+            raise SystemExit(f"{path} holds results for other settings than {settings}: name another file")
+        condition, name, seed = keys
+        table.setdefault(condition, {}).setdefault(name, {})[seed] = row
+        write_json(path, table)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("condition", choices=CONDITIONS)
+    parser.add_argument("--model", choices=MODELS, default="WAE", help="row of the table (WAE)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--root", type=Path, help="folder of MNIST; the bundled digits if left out")
+    parser.add_argument("--seconds", type=float, default=300.0, help="CPU time of training (300)")
+    default = EXPERIMENTS / "results" / "conditions.json"
+    parser.add_argument(
+        "--out", type=Path, default=default, help="file to add to (experiments/results/conditions.json)"
+    )
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    torch.set_num_threads(1)  # process time is then the time of one core
+
+    model, data = make(arguments.condition, arguments.model, arguments.root, arguments.seed)
+    data.prepare_data()
+    data.setup("fit")
+    seed_everything(arguments.seed)
+    start = time.process_time()
+    steps = train(model, data, arguments.seconds)
+    cost = {"steps": steps, "cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
+    found, picture = measure(model, data, arguments.seed)
+    keys = (arguments.condition, arguments.model, str(arguments.seed))
+    digits = {"digits": len(data.train_set), "seconds": arguments.seconds}
+    add(arguments.out, keys, cost | found, digits)
+    print(" ".join(keys), {key: round(value, 4) for key, value in found.items()}, flush=True)
+    torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"))
+
+
+if __name__ == "__main__":
+    main()
