@@ -29,6 +29,7 @@ from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
 
+LIKELIHOOD_IMAGES = 100  # of each, 200 codes are decoded
 CONDITIONS = {"labels": "mnist_labels", "inpainting": "mnist_inpainting", "superresolution": "mnist_superresolution"}
 
 
@@ -65,7 +66,7 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
     if model.num_classes:
         found = evaluate_labels(model, data, 10_000, seed, "auto", None)
     else:
-        found = evaluate_completions(model, data, seed)
+        found = evaluate_completions(model, data, seed, likelihood_images=LIKELIHOOD_IMAGES)
     x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     if model.num_classes:
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
