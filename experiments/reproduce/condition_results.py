@@ -46,10 +46,11 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
     arguments: dict[str, Any] = {
         "WAE": {},
         "WAE with a flow": {"flow": CouplingFlow()},
+        "WAE without a flow": {"flow": None},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
         "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
     }[name]
-    if "flow" in arguments:
+    if arguments.get("flow") is not None:
         like, _ = from_config(CONDITIONS[condition], **changes)
         arguments["flow"] = CouplingFlow(
             like.latent_dim, condition_features=number_of_features(like.features, like.condition_shape)
@@ -57,7 +58,15 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
     return from_config(CONDITIONS[condition], **changes, **arguments)
 
 
-MODELS = ("WAE", "WAE with a flow", "WAE, joint MMD", "WAE, codes matched alone", "CVAE", "regression")
+MODELS = (
+    "WAE",
+    "WAE with a flow",
+    "WAE without a flow",
+    "WAE, joint MMD",
+    "WAE, codes matched alone",
+    "CVAE",
+    "regression",
+)
 
 
 def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, float], torch.Tensor]:

@@ -77,8 +77,7 @@ def evaluate_completions(
     (measured,) = trainer.test(model, data, verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
     if not digits and hasattr(data, "pairs"):
-        name, extractor = choose_features(features, tuple(data.image_shape), inception_weights)
-        if extractor is not None:
+        for name, extractor in choose_features(features, tuple(data.image_shape), inception_weights).items():
             results[f"fid_{name}"] = measure_fid(model, data, extractor.to(model.device))
     return results
 

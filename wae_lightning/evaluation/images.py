@@ -110,6 +110,12 @@ def choose_features(
         return {}
 
 
+@torch.no_grad()
+def extract_features(batches: Iterable[Tensor], extractor: nn.Module) -> Tensor:
+    """Features of images, (n, d), in float64 on the CPU, where they are compared."""
+    return torch.cat([extractor(images).cpu().double() for images in batches])
+
+
 def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """The Fréchet distance between Gaussians fitted to two sets of features, (n, d) and (m, d), in float64."""
     metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1])).set_dtype(torch.float64)

@@ -67,8 +67,7 @@ def evaluate_labels(
     if content == "digits" and model.num_classes == 10:
         seen = torch.cat([DigitClassifier.pretrained()(part).argmax(1) for part in torch.split(drawn, BATCH)])
         results["accuracy"] = float((seen == x).float().mean())
-    name, extractor = choose_features(features, tuple(y.shape[1:]), inception_weights, content)
-    if extractor is not None:
+    for name, extractor in choose_features(features, tuple(y.shape[1:]), inception_weights, content).items():
         real, samples = (extract_features(torch.split(images, BATCH), extractor) for images in (y, drawn))
         results[f"fid_{name}"] = float(frechet_distance(real, samples))
         if model.num_classes:
