@@ -29,7 +29,10 @@ def test_the_processes_run_the_code_that_is_tested(results):
     assert results["file"] == wae_lightning.__file__
 
 
-@pytest.mark.parametrize("name", [name for name in two_processes.MODELS if name != "mmd of each half"])
+OTHERWISE = ("mmd of each half", "a fitted flow")  # the first process fits to its own half of the codes
+
+
+@pytest.mark.parametrize("name", [name for name in two_processes.MODELS if name not in OTHERWISE])
 def test_two_processes_train_like_one_with_the_whole_batch(results, name):
     expected, _ = two_processes.fit(name, two_processes.MODELS[name](), processes=1)
     torch.testing.assert_close(results[name][0], expected, rtol=1e-3, atol=1e-4)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import wae_lightning
 from wae_lightning import WAE, WAEGAN, WAEMMD
-from wae_lightning.networks import Critic
+from wae_lightning.networks import Critic, MixtureFlow
 from wae_lightning.penalties import MMD
 from wae_lightning.penalties.adversarial import Adversarial
 from wae_lightning.priors import Normal
@@ -49,6 +49,7 @@ MODELS = {
     "cost only": lambda: mmd(penalty_weight=0.0),
     "mmd of all codes": lambda: mmd(gather_codes=True),
     "mmd of each half": mmd,
+    "a fitted flow": lambda: mmd(flow=MixtureFlow(2, 2), fit_flow=2),
     "gan": gan,
     "gan, three critic steps": lambda: gan(steps=3),
     "gan, accumulated": gan,

@@ -13,7 +13,7 @@ from wae_lightning.costs import Cost, SquaredError
 from wae_lightning.drawing import evaluation_mode, lines_between
 from wae_lightning.loading import RecordedModel
 from wae_lightning.memory import CodeMemory
-from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow
+from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow, MixtureFlow
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, Penalty
 from wae_lightning.precision import in_full_precision
@@ -66,6 +66,9 @@ class WAE(RecordedModel, Steps):
             gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
             reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
             ``penalty`` acts on the encoder's own codes.
+        fit_flow: A ``MixtureFlow`` is also fitted to the latest codes by expectation maximisation, after every so many
+            epochs and after the last (0: after the last only; None: never); the better of the two goes on. See
+            :class:`~wae_lightning.training.FitFlow`.
         flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
             the likelihood of a finite set has no bound.
         compile: Compile encoder and decoder with ``torch.compile`` when training starts; a string is its mode (not one
@@ -104,6 +107,7 @@ class WAE(RecordedModel, Steps):
         code_queue: int = 0,
         flow: Flow | None = None,
         flow_noise: float = 0.1,
+        fit_flow: int | None = None,
         compile: bool | str = False,
         image_shape: Sequence[int] = (1, 28, 28),
         latent_dim: int | None = None,
@@ -114,7 +118,8 @@ class WAE(RecordedModel, Steps):
         self.record_arguments()
         if not (penalty_weight >= 0 and math.isfinite(penalty_weight)):
             raise ValueError(f"penalty_weight must be 0 or more and finite, got {penalty_weight}")
-        for name, count in (("pretrain_steps", pretrain_steps), ("code_queue", code_queue)):
+        counts = {"pretrain_steps": pretrain_steps, "code_queue": code_queue, "fit_flow": fit_flow or 0}
+        for name, count in counts.items():
             if count < 0:
                 raise ValueError(f"{name} must be 0 or more, got {count}")
         if prior is not None and latent_dim not in (None, prior.latent_dim):
@@ -127,6 +132,8 @@ class WAE(RecordedModel, Steps):
             raise ValueError(f"flow_noise must be positive, got {flow_noise}")
         if flow is not None and (not isinstance(self.prior, Normal) or flow.dim != d):
             raise ValueError(f"the flow must have {d} dimensions and the prior be Normal, like z")
+        if fit_flow is not None and not isinstance(flow, MixtureFlow):
+            raise ValueError(f"fit_flow needs a MixtureFlow, got {type(flow).__name__}")
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.input_key = input_key
         self.noise = noise or EncoderNoise()
@@ -135,6 +142,7 @@ class WAE(RecordedModel, Steps):
         self.standardize = nn.BatchNorm1d(d, affine=False) if standardize_codes else None
         self.flow = flow
         self.flow_noise = flow_noise
+        self.fit_flow = fit_flow
         self.cost = cost or SquaredError(scale=0.05)
         self.penalty = penalty or MMD()
         self.penalty.set_prior(self.prior)
@@ -281,7 +289,7 @@ class WAE(RecordedModel, Steps):
 
     def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
         """Maps the encoder's own codes (n, d) to z; ``features`` (n, p) stand beside them in what is compared."""
-        return code if self.flow is None else self.prior.scale * self.flow(code)[0]
+        return code if self.flow is None else self.prior.scale * self.flow.to_normal(code)
 
     def _decode(self, code: Tensor) -> Tensor:
         """Decodes the encoder's own codes, from which a flow cancels out."""
@@ -325,7 +333,7 @@ class WAE(RecordedModel, Steps):
             codes, features = rows[:, : self.latent_dim], rows[:, self.latent_dim :]
             noisy = codes + self.flow_noise * torch.randn_like(codes)
             given = (features,) if self.flow.condition_features else ()
-            terms["flow_loss"] = -self.flow.log_prob(noisy, *given).mean() / self.latent_dim
+            terms["flow_loss"] = self.flow.loss(noisy, *given)
         return terms
 
     def _reconstruction(self, x: Any, code: Tensor) -> tuple[Tensor, Tensor]:

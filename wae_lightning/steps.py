@@ -14,10 +14,12 @@ from wae_lightning.lightning import LightningModule
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import Flow
 from wae_lightning.penalties import Adversarial, Penalty
+from wae_lightning.priors import Prior
 from wae_lightning.training import (
     BorrowedFlags,
     CompileNetworks,
     ExactResume,
+    FitFlow,
     MatchMoments,
     StepSchedulers,
     StopAtBadNumbers,
@@ -41,6 +43,8 @@ class Steps(LightningModule, ABC):
     penalty: Penalty
     penalty_weight: float
     flow: Flow | None
+    fit_flow: int | None
+    prior: Prior
     memory: CodeMemory
     noise: Any
     encoder: Any
@@ -202,6 +206,10 @@ class Steps(LightningModule, ABC):
             compared = self.compared(x, self.draw_codes(x))
             return compared, self.prior_like(compared)
 
+        def own_codes(batch: Any) -> Tensor:
+            x = self.inputs_of(batch)
+            return self.compared(x, self.draw_codes(x))
+
         def run(batch: Any) -> None:
             x = self.inputs_of(batch)
             code = self.draw_codes(x)
@@ -214,6 +222,8 @@ class Steps(LightningModule, ABC):
             StepSchedulers(),
             ExactResume(),
         ]
+        if self.flow is not None:
+            callbacks.append(FitFlow(self.flow, self.memory, own_codes, self.fit_flow, self.prior.scale))
         if not self.automatic_optimization:
             callbacks.append(BorrowedFlags(self.trainer))
         if self.pretrain_steps:

@@ -10,6 +10,7 @@ from wae_lightning.networks.conditional import (
 from wae_lightning.networks.convolutional import ConvDecoder, ConvEncoder
 from wae_lightning.networks.critic import Critic
 from wae_lightning.networks.flow import CouplingFlow, Flow, MixtureFlow
+from wae_lightning.networks.flow_matching import FlowMatching
 from wae_lightning.networks.pointnet import (
     FoldingDecoder,
     FullyConnectedDecoder,
@@ -31,6 +32,7 @@ __all__ = [
     "CouplingFlow",
     "Critic",
     "Flow",
+    "FlowMatching",
     "FoldingDecoder",
     "FullyConnectedDecoder",
     "MixtureFlow",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wae_lightning.mixtures import Mixture, fit_mixture
 from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_float64, in_full_precision
 
@@ -45,6 +46,14 @@ class Flow(Part, nn.Module, ABC):
     def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Maps (B, d) back."""
 
+    def to_normal(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What ``forward`` maps points (B, d) to, (B, d), without the determinant."""
+        return (self(x) if condition is None else self(x, condition))[0]  # type: ignore[no-any-return]
+
+    def loss(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What the flow descends on points (B, d), a scalar for each dimension: here the negative log-density."""
+        return -(self.log_prob(x) if condition is None else self.log_prob(x, condition)).mean() / self.dim
+
     def _check(self, condition: Tensor | None) -> None:
         found = 0 if condition is None else condition.shape[1]
         if found != self.condition_features:
@@ -61,7 +70,8 @@ class Flow(Part, nn.Module, ABC):
         return log_prob
 
 
-def _like(x: Tensor, weight: Tensor) -> Tensor:
+def like(x: Tensor, weight: Tensor) -> Tensor:
+    """A weight in the precision of the points."""
     return in_float64(weight) if x.dtype == torch.float64 else in_full_precision(weight)
 
 
@@ -89,7 +99,7 @@ class _Coupling(nn.Module):
         # in the precision of the points, and where they are
         for layer in self.network:
             if isinstance(layer, nn.Linear):
-                weight, bias = (x if x.dtype == kept.dtype else _like(kept, x) for x in (layer.weight, layer.bias))
+                weight, bias = (x if x.dtype == kept.dtype else like(kept, x) for x in (layer.weight, layer.bias))
                 kept = F.linear(kept, weight, bias)
             else:
                 kept = layer(kept)
@@ -201,6 +211,47 @@ class MixtureFlow(Flow):
         # the inverse of the covariance's Cholesky root: its diagonal by logarithms, and what is below
         self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
         self.below = nn.Parameter(torch.zeros(components, dim, dim))
+
+    @torch.no_grad()
+    def mixture(self) -> Mixture:
+        """The Gaussians that it consists of."""
+        logits, means, log_diagonal, below = (in_float64(x).cpu() for x in self.parameters())
+        inverse = below.tril(-1) + torch.diag_embed(log_diagonal.exp())
+        root = torch.linalg.solve_triangular(inverse, torch.eye(self.dim, dtype=inverse.dtype), upper=False)
+        return Mixture(logits.softmax(0), means.clone(), root @ root.mT)
+
+    @torch.no_grad()
+    def set_mixture(self, mixture: Mixture) -> None:
+        """Takes a mixture of at most as many Gaussians as it has; if of fewer, heavy ones are there several times.
+
+        Raises:
+            ValueError: If it has more, or lies in other dimensions.
+        """
+        k, dim = mixture.means.shape
+        if k > len(self.means) or dim != self.dim:
+            raise ValueError(f"{k} Gaussians in {dim} dimensions do not fit into {len(self.means)} in {self.dim}")
+        copies = torch.ones(k)
+        for _ in range(len(self.means) - k):
+            copies[(mixture.weights / copies).argmax()] += 1
+        which = torch.arange(k).repeat_interleave(copies.long())
+        root = torch.linalg.inv(torch.linalg.cholesky(mixture.covariances))[which]
+        self.weight_logits.copy_((mixture.weights / copies)[which].log())
+        self.means.copy_(mixture.means[which])
+        self.log_diagonal.copy_(root.diagonal(dim1=1, dim2=2).log())
+        self.below.copy_(root.tril(-1))
+
+    @torch.no_grad()
+    def fit(self, codes: Tensor, validation: Tensor) -> bool:
+        """Fits the mixture to codes (n, d) by :func:`~wae_lightning.mixtures.fit_mixture`.
+
+        It stays as it is if its mean log-density on the validation codes (m, d) is the better one. Returns whether it
+        changed.
+        """
+        fitted = fit_mixture(codes, validation, len(self.means), start=self.mixture())
+        if float(self.log_prob(validation).mean()) >= float(fitted.log_prob(validation.cpu().double()).mean()):
+            return False
+        self.set_mixture(fitted)
+        return True
 
     def _whitened(self, x: Tensor) -> Tensor:
         """Points as each component sees them, (B, k, d): coordinate i is standard normal given those before it."""

@@ -2,6 +2,7 @@
 
 from wae_lightning.training.compiling import CompileNetworks
 from wae_lightning.training.finite import StopAtBadNumbers, first_bad_module, first_bad_weights
+from wae_lightning.training.fit_flow import FitFlow, distance_from_normal
 from wae_lightning.training.flags import BorrowedFlags
 from wae_lightning.training.interruption import AtomicCheckpointIO, BackgroundCheckpointIO, LastCheckpoint
 from wae_lightning.training.pretrain import MatchMoments, moment_mismatch
@@ -14,10 +15,12 @@ __all__ = [
     "BorrowedFlags",
     "CompileNetworks",
     "ExactResume",
+    "FitFlow",
     "LastCheckpoint",
     "MatchMoments",
     "StepSchedulers",
     "StopAtBadNumbers",
+    "distance_from_normal",
     "first_bad_module",
     "first_bad_weights",
     "moment_mismatch",

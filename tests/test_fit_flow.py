@@ -1,0 +1,232 @@
+"""Mixtures fitted to codes beside training, and the warning of a flow that does not fit."""
+
+import copy
+import functools
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import perceptrons, pl
+from scipy.stats import chi2, kstest, multivariate_normal
+from sklearn.mixture import GaussianMixture
+from torch.utils.data import DataLoader
+
+from wae_lightning import WAEGAN, WAEMMD
+from wae_lightning.mixtures import Mixture, fit_mixture
+from wae_lightning.networks import CouplingFlow, Critic, MixtureFlow
+from wae_lightning.training import distance_from_normal
+
+IMAGES = torch.rand(240, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False,
+         "enable_model_summary": False}  # fmt: skip
+
+
+def random_mixture(k=4, d=3, spread=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    roots = torch.randn(k, d, d, generator=generator).double() + torch.eye(d)
+    weights = torch.rand(k, generator=generator).double() + 0.2
+    means = spread * torch.randn(k, d, generator=generator).double()
+    return Mixture(weights / weights.sum(), means, roots @ roots.mT + 0.1 * torch.eye(d))
+
+
+def draws(mixture, n, seed=0):
+    torch.manual_seed(seed)
+    chosen = torch.multinomial(mixture.weights, n, replacement=True)
+    return mixture.means[chosen] + torch.stack([
+        torch.linalg.cholesky(mixture.covariances[k]) @ torch.randn(mixture.means.shape[1]).double() for k in chosen
+    ])  # fmt: skip
+
+
+# ---- the mixture ----------------------------------------------------------------------------------------------------
+
+
+def test_the_density_of_a_mixture():
+    mixture, x = random_mixture(), torch.randn(20, 3).double()
+    expected = sum(
+        weight * multivariate_normal(mean, covariance).pdf(x)
+        for weight, mean, covariance in zip(*(part.numpy() for part in mixture), strict=True)
+    )
+    np.testing.assert_allclose(mixture.log_prob(x), np.log(expected))
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_a_fitted_mixture_is_nearly_as_good_as_the_one_that_drew(k):
+    truth = random_mixture(k, spread=6)
+    fitted = fit_mixture(draws(truth, 1500), draws(truth, 500, 1))
+    test = draws(truth, 2000, 2)
+    assert len(fitted.weights) == k
+    assert fitted.log_prob(test).mean() == pytest.approx(truth.log_prob(test).mean().item(), abs=0.05)
+
+
+def test_covariances_of_few_codes_are_drawn_together():
+    """In 20 dimensions 60 codes of a cluster do not tell its covariance; scikit-learn's overfits."""
+    truth = random_mixture(5, 20, spread=2)._replace(covariances=torch.eye(20).double().expand(5, 20, 20))
+    codes, validation, test = draws(truth, 300), draws(truth, 100, 1), draws(truth, 1000, 2)
+    theirs = max(GaussianMixture(k, random_state=0).fit(codes.numpy()).score(test.numpy()) for k in (1, 5))
+    ours = fit_mixture(codes, validation).log_prob(test).mean().item()
+    assert ours > theirs + 1
+    assert ours == pytest.approx(truth.log_prob(test).mean().item(), abs=2.5)
+
+
+def test_fitting_goes_on_from_a_known_mixture():
+    truth = random_mixture(30, 2, spread=10)
+    codes, validation = draws(truth, 3000), draws(truth, 1000, 1)
+    expected = truth.log_prob(validation).mean()
+    assert fit_mixture(codes, validation, most=30, start=truth).log_prob(validation).mean() > expected - 0.05
+    assert fit_mixture(codes, validation, most=1).log_prob(validation).mean() < expected - 1
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 0)])
+def test_too_few_codes(n, m):
+    with pytest.raises(ValueError, match=f"needs 2 codes and 1 to validate on, got {n} and {m}"):
+        fit_mixture(torch.randn(n, 3), torch.randn(m, 3))
+
+
+def test_codes_that_lie_in_a_plane_or_are_all_the_same_can_be_fitted():
+    flat = torch.cat([torch.randn(200, 2), torch.zeros(200, 1)], dim=1)
+    for codes in (flat, torch.zeros(50, 3)):
+        assert all(part.isfinite().all() for part in fit_mixture(codes, codes))
+
+
+@pytest.mark.parametrize("components", [4, 5, 11])
+def test_a_flow_takes_a_mixture_over_and_tells_it(components):
+    mixture, flow = random_mixture(), MixtureFlow(3, components).double()
+    flow.set_mixture(mixture)
+    x = torch.randn(10, 3).double()
+    torch.testing.assert_close(flow.log_prob(x), mixture.log_prob(x))
+    torch.testing.assert_close(flow.mixture().log_prob(x), mixture.log_prob(x))
+    # no Gaussian is left over without weight, so that all of them can learn
+    assert flow.weight_logits.softmax(0).min() > 0.2 * mixture.weights.min()
+
+
+@pytest.mark.parametrize(("k", "d"), [(6, 3), (2, 4)])
+def test_a_mixture_of_another_size_is_refused(k, d):
+    with pytest.raises(ValueError, match=f"{k} Gaussians in {d} dimensions do not fit into 5 in 3"):
+        MixtureFlow(3, 5).set_mixture(random_mixture(k, d))
+
+
+def test_the_better_one_stays():
+    truth, flow = random_mixture(spread=5), MixtureFlow(3, 4).double()
+    codes, validation = draws(truth, 500), draws(truth, 200, 1)
+    assert flow.fit(codes, validation)
+    fitted = copy.deepcopy(flow.state_dict())
+    assert not flow.fit(torch.randn(500, 3), validation)
+    assert all(torch.equal(flow.state_dict()[name], value) for name, value in fitted.items())
+
+
+@pytest.mark.parametrize("value", [-800.0, -30.0, 800.0, float("nan")])
+def test_a_flow_that_training_has_spoilt_is_replaced(value):
+    truth, flow = random_mixture(spread=5), MixtureFlow(3, 4)
+    codes, validation = draws(truth, 500), draws(truth, 200, 1)
+    with torch.no_grad():
+        flow.log_diagonal[:, 0] = value
+    assert flow.fit(codes, validation)
+    assert flow.log_prob(validation).mean() > truth.log_prob(validation).mean() - 0.5
+
+
+# ---- in training ----------------------------------------------------------------------------------------------------
+
+
+def model(cls=WAEMMD, fit_flow=None, flow=None, **arguments):
+    torch.manual_seed(0)
+    optimizer = functools.partial(torch.optim.Adam, lr=1e-3)
+    flow = flow or MixtureFlow(2, 8)
+    if cls is WAEGAN:
+        arguments["critic"] = Critic(2, width=8)
+    return cls(**perceptrons(), flow=flow, fit_flow=fit_flow, optimizer=optimizer, **arguments)
+
+
+def fit(model, epochs=3, validated=True, ckpt_path=None, callbacks=(), **flags):
+    torch.manual_seed(1)
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=list(callbacks), **QUIET, **flags)
+    loaders = [DataLoader(IMAGES[:200], 20, shuffle=True), DataLoader(IMAGES[200:], 20) if validated else None]
+    trainer.fit(model, *loaders, ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
+@pytest.mark.parametrize("validated", [True, False])
+def test_fitting_betters_the_flow_and_changes_nothing_else(cls, validated):
+    models = [model(cls, fit_flow) for fit_flow in (None, 0, 2)]
+    for one in models:
+        fit(one, validated=validated)
+    # the flow's own draws of noise and those of the encoder are the same: fitting leaves no trace
+    weights = [{k: v for k, v in one.state_dict().items() if not k.startswith("flow")} for one in models]
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=0, atol=0)
+    codes = models[0].encoder(IMAGES[200:])
+    trained, at_the_end, twice = (one.flow.log_prob(codes).mean() for one in models)
+    assert at_the_end > trained + 0.1
+    assert twice > trained + 0.1
+
+
+def test_it_is_fitted_after_the_last_step_of_a_run_that_steps_limit():
+    fitted, trained = model(fit_flow=0), model()
+    for one in (fitted, trained):
+        fit(one, epochs=-1, max_steps=13)
+    codes = trained.encoder(IMAGES[200:])
+    assert fitted.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
+
+
+@pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
+def test_a_run_goes_on_to_the_same_flow(cls, tmp_path):
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "second.ckpt")
+
+    whole, resumed = model(cls, 1), model(cls, 1)
+    fit(whole, 4, callbacks=[Save()])
+    fit(resumed, 4, ckpt_path=tmp_path / "second.ckpt")
+    for (name, found), expected in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize(("fit_flow", "flow", "message"), [
+    (0, CouplingFlow(2, 2, 4), "fit_flow needs a MixtureFlow, got CouplingFlow"),
+    (-1, None, "fit_flow must be 0 or more, got -1"),
+])  # fmt: skip
+def test_bad_arguments(fit_flow, flow, message):
+    with pytest.raises(ValueError, match=message):
+        model(fit_flow=fit_flow, flow=flow)
+
+
+# ---- whether it fits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.3])
+def test_the_distance_is_that_of_kolmogorov_and_smirnov(scale):
+    z = scale * torch.randn(300, 7)
+    lengths = z.double().square().sum(1).numpy()
+    assert distance_from_normal(z) == pytest.approx(kstest(lengths, chi2(7).cdf).statistic, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_a_flow_that_does_not_fit_says_so_once(shift):
+    """A mixture of one Gaussian fits codes of one cluster; moved away, it does not."""
+    one = model(flow=MixtureFlow(2, 1), fit_flow=0)
+    loaders = DataLoader(IMAGES.repeat(2, 1, 1, 1), 100)
+    trainer = pl.Trainer(max_epochs=2, **QUIET)
+    trainer.fit(one, loaders, loaders)
+    with torch.no_grad():
+        one.flow.means.add_(shift)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.validate(one, loaders, verbose=False)
+    said = [str(w.message) for w in caught if "does not make validation codes normal" in str(w.message)]
+    assert len(said) == bool(shift)
+    if said:
+        lengths = one.encode(IMAGES).square().sum(1).mean().item()
+        assert f"length is {lengths:.3g} where 2 is normal" in said[0]
+        assert "\n" not in said[0]
+
+
+def test_a_fit_without_steps_enough_says_so_at_its_end_only():
+    one = model(flow=MixtureFlow(2, 1))
+    with torch.no_grad():
+        one.flow.means.fill_(5.0)
+    loader, trainer = DataLoader(IMAGES, 120), pl.Trainer(max_epochs=3, **QUIET)
+    with pytest.warns(UserWarning, match="does not make validation codes normal") as caught:
+        trainer.fit(one, loader, loader)
+    assert sum("does not make" in str(w.message) for w in caught) == 1

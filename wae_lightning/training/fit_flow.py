@@ -1,0 +1,145 @@
+"""A flow that is fitted to the codes beside being trained, and whether it does what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from wae_lightning.drawing import evaluation_mode
+from wae_lightning.lightning import Callback, LightningModule, Trainer, rank_zero_warn
+from wae_lightning.memory import CodeMemory
+from wae_lightning.networks import Flow, MixtureFlow
+
+__all__ = ["FitFlow", "distance_from_normal"]
+
+MOST_CODES = 5000
+FAR = 0.25
+
+
+def distance_from_normal(z: Tensor) -> float:
+    """How far the lengths of codes z (n, d) are from those of draws from N(0, I): 0 to 1.
+
+    The Kolmogorov-Smirnov distance of ‖z‖² from the chi-squared distribution with d degrees of freedom: the largest
+    difference between the shares that lie below a value. Unlike a test's p-value it does not grow with n.
+
+    Example:
+        >>> z = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+        >>> distance_from_normal(z) < 0.05, distance_from_normal(2 * z) > 0.5
+        (True, True)
+    """
+    expected = torch.from_numpy(chi2(z.shape[1]).cdf(z.detach().cpu().double().square().sum(1).sort().values.numpy()))
+    below = torch.arange(len(z) + 1, dtype=torch.float64) / len(z)
+    return float(torch.maximum((expected - below[:-1]).abs(), (expected - below[1:]).abs()).max())
+
+
+class FitFlow(Callback):
+    """Fits a ``MixtureFlow`` to the remembered codes by expectation maximisation; warns of a flow that does not fit.
+
+    Gradient steps find a mixture in tens of dimensions slowly or not at all; expectation maximisation does in seconds.
+    It runs after every so many epochs, before their validation, and after the last one. Of the trained and the fitted
+    mixture the one with the better mean log-density on codes of the validation set stays, and is trained on. (Without a
+    validation set, on every tenth remembered code, which may be of the same pictures as the others.) With several
+    processes the first one fits, to its own codes. The remembered codes are those of past steps: let the learning rate
+    end near 0, so that they are those of the encoder as it is then. A run that is stopped early keeps what the last
+    fit, and training after it, made.
+
+    At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
+    validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
+    will not look like the data either.
+
+    Args:
+        flow: The flow, a part of the model.
+        memory: The codes that it is fitted to, a part of the model; their first d columns are taken.
+        codes: Maps a batch on the device to codes as the flow gets them, (n, d).
+        every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
+        scale: The standard deviation of the prior, which codes z have.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        memory: CodeMemory,
+        codes: Callable[[Any], Tensor],
+        every_n_epochs: int | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        self.flow = flow
+        self.memory = memory
+        self.codes = codes
+        self.every_n_epochs = every_n_epochs
+        self.scale = scale
+        self._seen: list[Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every_n_epochs is None or not isinstance(self.flow, MixtureFlow):
+            return
+        epochs = trainer.current_epoch + 1
+        last = epochs == trainer.max_epochs or bool(self.every_n_epochs and epochs % self.every_n_epochs == 0)
+        if (trainer.is_last_batch and last) or trainer.global_step == trainer.max_steps:
+            self._fit(trainer, pl_module, self.flow)
+
+    @torch.no_grad()
+    def _fit(self, trainer: Trainer, model: LightningModule, flow: MixtureFlow) -> None:
+        codes = self.memory.all()[:, : flow.dim]
+        validation = self._validation_codes(trainer, model)
+        if validation is None:
+            held_out = torch.arange(len(codes)) % 10 == 9
+            codes, validation = codes[~held_out], codes[held_out]
+        if trainer.is_global_zero and len(codes) > 1 and len(validation):
+            flow.fit(codes, validation)
+        for parameter in flow.parameters():
+            parameter.copy_(trainer.strategy.broadcast(parameter.detach()))
+
+    def _validation_codes(self, trainer: Trainer, model: LightningModule) -> Tensor | None:
+        """Codes of the validation set, or None without one; no trace is left in the random number generators."""
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        if not trainer.enable_validation:
+            return None
+        loop.setup_data()
+        loaders: Any = trainer.val_dataloaders
+        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+        found: list[Tensor] = []
+        on_gpu = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=on_gpu), evaluation_mode(model), trainer.precision_plugin.forward_context():
+            for batch in loader or []:
+                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self.flow.dim])
+                if sum(map(len, found)) >= MOST_CODES:
+                    break
+        return torch.cat(found) if found else None
+
+    # ---- whether it fits --------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        few = not trainer.sanity_checking and sum(map(len, self._seen)) < MOST_CODES
+        if few and isinstance(outputs, dict) and "codes" in outputs:
+            self._seen.append(outputs["codes"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._judge()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._judge()
+
+    def _judge(self) -> None:
+        z = torch.cat(self._seen) / self.scale if self._seen else torch.empty(0, self.flow.dim)
+        self._seen = []
+        if len(z) >= 100 and (distance := distance_from_normal(z)) > FAR:
+            rank_zero_warn(
+                f"the flow does not make validation codes normal: their mean squared length is "
+                f"{float(z.square().sum(1).mean()):.3g} where {self.flow.dim} is normal (distance of the lengths' "
+                f"distributions {distance:.2f}, at most {FAR} is fair), so samples will look worse than "
+                "reconstructions. More data, fewer dimensions, longer training or fit_flow help"
+            )
