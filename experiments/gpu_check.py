@@ -111,12 +111,13 @@ def parts(device: str) -> dict[str, Any]:
     for kernel in ("RBF", "Laplacian"):
         attempt(f"MMD, {kernel}", lambda k=kernel: penalties.MMD(getattr(kernels, k)()), lambda p: p, z, z_prior)
     for name in costs.__all__:
-        if name[0].isupper() and name != "Cost":
+        if name[0].isupper() and name not in ("Cost", "PyramidError"):
             attempt(name, getattr(costs, name), lambda cost: cost, x, y)
+    attempt("PyramidError", costs.PyramidError, lambda cost: cost, torch.rand(8, 3, 30, 30), torch.rand(8, 3, 30, 30))
     attempt(
         "ChamferDistance of near clouds", costs.ChamferDistance, lambda cost: cost, x, x + 0.01 * torch.randn(x.shape)
     )
-    for flow in (networks.MixtureFlow(16, 100), networks.CouplingFlow(16)):
+    for flow in (networks.MixtureFlow(16, 100), networks.CouplingFlow(16), networks.FlowMatching(16)):
         with torch.no_grad():
             for parameter in flow.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))

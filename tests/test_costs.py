@@ -20,6 +20,7 @@ from wae_lightning.costs import (
     ChamferDistance,
     EarthMoversDistance,
     Euclidean,
+    PyramidError,
     SinkhornDistance,
     SquaredError,
     chamfer_distance,
@@ -52,6 +53,45 @@ def test_image_costs_sum_over_the_dimensions(cost, expected):
     x, y = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
     difference = (x - y).double().numpy().reshape(4, -1)
     np.testing.assert_allclose(cost(x, y).numpy(), expected(difference), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (8, 8), (4, 4)])
+def test_the_pyramid_is_that_of_numpy(size):
+    def enlarged(x):  # linear between the centres of squares, constant beyond the outermost
+        for axis in (2, 3):
+            n = x.shape[axis]
+            places = (np.arange(2 * n) + 0.5) / 2 - 0.5
+            x = np.apply_along_axis(lambda row, n=n, places=places: np.interp(places, np.arange(n), row), axis, x)
+        return x
+
+    x, y = torch.rand(2, 3, *size), torch.rand(2, 3, *size)
+    rest = (x - y).double().numpy()
+    expected = np.abs(rest).sum((1, 2, 3))
+    for level in range(3):
+        if min(rest.shape[2:]) >= 4:
+            b, c, h, w = rest.shape
+            coarse = rest.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
+            expected += 1.5 * 4**level * np.abs(rest - enlarged(coarse)).sum((1, 2, 3))
+            rest = coarse
+    np.testing.assert_allclose(PyramidError(0.1, 1.5, 3)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
+
+
+def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
+    x = torch.zeros(1, 1, 15, 15)
+    x[:, :, ::2, ::2] = 1
+    flat, shifted = x.mean().expand_as(x), x + 0.25
+    absolute, pyramid = AbsoluteError(), PyramidError()
+    assert pyramid(x, flat) / absolute(x, flat) > 2 * pyramid(x, shifted) / absolute(x, shifted)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"detail": -1.0}, "detail must be 0 or more"), ({"levels": 0}, "levels at least 1, got 2.0 and 0"),
+])  # fmt: skip
+def test_bad_pyramids(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PyramidError(**arguments)
+    with pytest.raises(ValueError, match=r"compares images \(B, C, H, W\), got \(2, 9, 3\)"):
+        PyramidError()(torch.rand(2, 9, 3), torch.rand(2, 9, 3))
 
 
 def test_binary_cross_entropy_is_that_of_numpy():

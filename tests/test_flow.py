@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, norm
 from torch.utils.data import DataLoader
+from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+from torchcfm.optimal_transport import OTPlanSampler
 
 from wae_lightning import WAE, WAEGAN, PointNetWAE
 from wae_lightning.lightning import Trainer
-from wae_lightning.networks import ConvDecoder, CouplingFlow, MixtureFlow
+from wae_lightning.networks import ConvDecoder, CouplingFlow, FlowMatching, MixtureFlow
 from wae_lightning.noise import FixedNoise
 from wae_lightning.priors import Normal
 
-FLOWS = [CouplingFlow, MixtureFlow]
+FLOWS = [CouplingFlow, FlowMatching, MixtureFlow]
 
 
 def random_flow(cls, dim):
@@ -26,6 +28,11 @@ def random_flow(cls, dim):
         flow = CouplingFlow(dim, layers=5, hidden=16).double()
         for coupling in flow.couplings:
             torch.nn.init.normal_(coupling.network[-1].weight, std=0.3)
+        return flow
+    if cls is FlowMatching:
+        flow = FlowMatching(dim, hidden=16, steps=8).double()
+        for layer in flow.layers:
+            torch.nn.init.normal_(layer.weight, std=1.2 / layer.in_features**0.5)
         return flow
     flow = MixtureFlow(dim, components=5).double()
     for parameter in flow.parameters():
@@ -153,8 +160,11 @@ def test_it_stays_invertible_under_mixed_precision(cls):
         torch.testing.assert_close(flow.inverse(flow(x)[0]), x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cls", "sizes"), [(CouplingFlow, {"layers": 6, "hidden": 32}), (MixtureFlow, {})])
-def test_maximum_likelihood_makes_two_clusters_normal(cls, sizes):
+@pytest.mark.parametrize(("cls", "sizes"), [
+    (CouplingFlow, {"layers": 6, "hidden": 32}), (MixtureFlow, {}),
+    (FlowMatching, {"hidden": 64}), (FlowMatching, {"hidden": 64, "transport": True}),
+])  # fmt: skip
+def test_training_makes_two_clusters_normal(cls, sizes):
     torch.manual_seed(0)
     flow = cls(2, **sizes)
     optimizer = torch.optim.Adam(flow.parameters(), lr=5e-3)
@@ -163,7 +173,7 @@ def test_maximum_likelihood_makes_two_clusters_normal(cls, sizes):
         return 0.3 * torch.randn(n, 2) + 2 * torch.randint(0, 2, (n, 1)) - 1
 
     for _ in range(400):
-        loss = -flow.log_prob(two_clusters(256)).mean()
+        loss = flow.loss(two_clusters(256))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,6 +183,49 @@ def test_maximum_likelihood_makes_two_clusters_normal(cls, sizes):
     assert 0.4 < (drawn.sum(1) > 0).float().mean() < 0.6
     assert (drawn.sum(1).abs() < 0.6).float().mean() < 0.1
     assert drawn[drawn.sum(1) > 0].std(0) == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize("transport", [False, True])
+def test_flow_matching_regresses_as_torchcfm_does(transport):
+    """Its pairs by optimal transport, its points and its velocities, for the same draws."""
+    flow, x = random_flow(FlowMatching, 5), torch.randn(40, 5).double() + 2
+    flow.transport = transport
+    torch.manual_seed(3)
+    loss = flow.loss(x)
+    torch.manual_seed(3)
+    z, t = torch.randn_like(x), torch.rand_like(x[:, :1])
+    if transport:
+        plan = torch.from_numpy(OTPlanSampler("exact").get_map(z, x))
+        z = z[plan.argmax(0)]
+    matcher = ConditionalFlowMatcher(sigma=0.0)
+    t, point, velocity = matcher.sample_location_and_conditional_flow(z, x, t.flatten())
+    expected = (flow.velocity(point, t.unsqueeze(1)) - velocity).square().mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_velocity_field_of_a_gaussian_leads_to_it():
+    """The exact field of N(m, s²) in the place of the network: midpoint steps lead to m + s z, with its density."""
+
+    class Exact(FlowMatching):
+        def velocity(self, x, t):
+            variance = (1 - t) ** 2 + (0.5 * t) ** 2
+            return 3 + (0.25 * t - (1 - t)) / variance * (x - 3 * t)
+
+    flow, z = Exact(2, steps=40).double(), torch.randn(50, 2).double()
+    torch.testing.assert_close(flow.inverse(z), 3 + 0.5 * z, rtol=0, atol=2e-3)
+    x = 3 + 0.5 * z
+    expected = torch.from_numpy(multivariate_normal([3, 3], 0.25 * np.eye(2)).logpdf(x.numpy()))
+    torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=5e-3)
+
+
+def test_a_field_too_steep_for_its_steps_is_undone_as_well_as_can_be():
+    flow = random_flow(FlowMatching, 3).float()
+    with torch.no_grad():
+        for layer in flow.layers:
+            layer.weight.mul_(3)
+        x = torch.randn(200, 3)
+        back = flow.inverse(flow.to_normal(x))
+    assert back.isfinite().all()
 
 
 def small_model(**arguments):
@@ -282,6 +335,7 @@ def test_a_flow_beside_a_critic_leaves_the_critic_alone():
     ("make", "message"),
     [
         (lambda: CouplingFlow(1), "at least 2 dimensions"),
+        (lambda: FlowMatching(4, steps=0), "at least 1 hidden unit and 1 step, got 256, 0"),
         (lambda: MixtureFlow(4, components=0), "components must be at least 1, got 0"),
         (lambda: small_model(flow=CouplingFlow(5)), "the flow must have 6 dimensions"),
         (lambda: small_model(flow=CouplingFlow(6), coupling=0.5), "either a flow or coupling"),

@@ -89,7 +89,7 @@ def adam(lr):
 
 PRIORS = [priors.Normal(D, scale=2.0), priors.Uniform(D), priors.Sphere(np.int64(D), 3.0)]
 COSTS = [
-    costs.SquaredError(0.3), costs.Euclidean(0.2), costs.AbsoluteError(np.float64(0.05)),
+    costs.SquaredError(0.3), costs.Euclidean(0.2), costs.AbsoluteError(np.float64(0.05)), costs.PyramidError(0.05, 1.0),
     costs.BinaryCrossEntropy(), costs.SquaredError(),
 ]  # fmt: skip
 PENALTIES = [
@@ -161,7 +161,8 @@ def test_every_combination_comes_back_equal(tmp_path):
 
 
 REQUIRED = {
-    "FixedNoise": (0.5,), "ImplicitNoise": (D,), "CouplingFlow": (D,), "MixtureFlow": (D,), "TNet": (3,),
+    "FixedNoise": (0.5,), "ImplicitNoise": (D,), "CouplingFlow": (D,), "MixtureFlow": (D,), "FlowMatching": (D,),
+    "TNet": (3,),
     "MMDPlusPlus": (100,), "ConditionalMLPEncoder": ([(1, 8, 8)],), "ConditionalConvEncoder": ([(1, 8, 8)],),
 }  # fmt: skip
 EVERY_CLASS = [

@@ -30,6 +30,7 @@ from wae_lightning.networks import (
     ConvEncoder,
     CouplingFlow,
     Critic,
+    FlowMatching,
     FoldingDecoder,
     FullyConnectedDecoder,
     MixtureFlow,
@@ -184,7 +185,9 @@ def test_priors_draw_and_project_in_float32_whatever_the_default(prior):
 
 
 @pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("flow", [CouplingFlow(4, layers=3), MixtureFlow(4, components=5)], ids=["coupling", "mixture"])
+@pytest.mark.parametrize(
+    "flow", [CouplingFlow(4, layers=3), MixtureFlow(4, 5), FlowMatching(4)], ids=lambda x: type(x).__name__
+)
 def test_flows_with_weights_in_half_precision_are_computed_in_float32(flow, half):
     flow = copy.deepcopy(flow).to(half)
     # the same rounded weights
@@ -282,6 +285,8 @@ EXACT = {
     "mixture, inverse": lambda: mixture().inverse(CODES[:, :4]),
     "coupling": lambda: CouplingFlow(8)(CODES)[0],
     "coupling, inverse": lambda: CouplingFlow(8).inverse(CODES),
+    "flow matching": lambda: FlowMatching(8)(CODES)[0],
+    "flow matching, inverse": lambda: FlowMatching(8).inverse(CODES),
     "components": lambda: components(IMAGES),
     "pose": lambda: upright_pose(near_clouds()[0]),
 }

@@ -15,7 +15,14 @@ from wae_lightning.cli import generate
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.train import Train
 from wae_lightning.evaluation import clouds, completions, evaluate_completions, evaluate_images
-from wae_lightning.networks import CouplingFlow, MixtureFlow, PointNetClassifier, PointNetEncoder, WhitenedPCA
+from wae_lightning.networks import (
+    CouplingFlow,
+    FlowMatching,
+    MixtureFlow,
+    PointNetClassifier,
+    PointNetEncoder,
+    WhitenedPCA,
+)
 from wae_lightning.penalties import MMD
 from wae_lightning.samplers import MixtureSampler
 
@@ -241,7 +248,8 @@ def test_penalties(name):
 @pytest.mark.parametrize("name", [n for n in costs.__all__ if n[0].isupper() and n != "Cost"])
 def test_costs(name):
     with pretend_device() as record:
-        x, y = torch.rand(3, 20, 3), torch.rand(3, 20, 3)
+        shape = (3, 1, 20, 8) if name == "PyramidError" else (3, 20, 3)
+        x, y = torch.rand(shape), torch.rand(shape)
         waits = compared_with_the_cpu(record, getattr(costs, name)(), lambda cost, x, y: cost(x, y), x, y)
         assert not waits or name == "EarthMoversDistance"
 
@@ -271,7 +279,9 @@ def test_noises(given):
         assert not compared_with_the_cpu(record, given, lambda noise, x: noise(noise.on_input(x)), features)
 
 
-@pytest.mark.parametrize("flow", [CouplingFlow(4), MixtureFlow(4, 5)], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "flow", [CouplingFlow(4), MixtureFlow(4, 5), FlowMatching(4, 16, 4)], ids=lambda x: type(x).__name__
+)
 def test_flows(flow):
     with pretend_device() as record:
         z = torch.randn(6, 4)

@@ -20,6 +20,7 @@ from wae_lightning.networks.pointnet import (
     TNet,
 )
 from wae_lightning.networks.unet import AlignedConvEncoder, UNetDecoder
+from wae_lightning.networks.residual import ResidualDecoder, ResidualEncoder
 
 __all__ = [
     "AlignedConvEncoder",
@@ -38,6 +39,8 @@ __all__ = [
     "MixtureFlow",
     "PointNetClassifier",
     "PointNetEncoder",
+    "ResidualDecoder",
+    "ResidualEncoder",
     "SeedDecoder",
     "TNet",
     "UNetDecoder",

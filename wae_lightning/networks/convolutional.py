@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from wae_lightning.parts import Part
 from wae_lightning.precision import in_full_precision
 
-__all__ = ["ConvDecoder", "ConvEncoder", "into_range", "to_pixels"]
+__all__ = ["ConvDecoder", "ConvEncoder", "check_image_shape", "into_range", "to_pixels", "widened"]
 
 # PyTorch 2.6 cannot tell export from compilation
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -129,7 +129,8 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
 
 
-def _check_image_shape(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+def check_image_shape(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+    """The channels and the (height, width) of images, if they are of a size that networks are made for."""
     if len(image_shape) != 3 or image_shape[0] < 1 or not all(7 <= size <= 256 for size in image_shape[1:]):
         raise ValueError(
             "image_shape must be (channels, height, width) with at least 1 channel and sizes from 7 to 256 "
@@ -139,7 +140,8 @@ def _check_image_shape(image_shape: Sequence[int]) -> tuple[int, tuple[int, int]
     return channels, (height, width)
 
 
-def _widened(channels: Sequence[int], width: float) -> list[int]:
+def widened(channels: Sequence[int], width: float) -> list[int]:
+    """Channel counts times a factor, at least 1 each."""
     if not (width > 0 and math.isfinite(width)):
         raise ValueError(f"width must be positive and finite, got {width}")
     if not channels or min(channels) < 1:
@@ -212,11 +214,11 @@ class ConvEncoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
-        in_channels, size = _check_image_shape(image_shape)
+        in_channels, size = check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
         layers: list[nn.Module] = []
-        for out_channels in _widened(channels, width):
+        for out_channels in widened(channels, width):
             layers.append(
                 nn.Sequential(
                     _SameConv2d(in_channels, out_channels, kernel_size, size),
@@ -282,7 +284,7 @@ class ConvDecoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         self.output_range = output_range
-        out_channels, size = _check_image_shape(image_shape)
+        out_channels, size = check_image_shape(image_shape)
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
         if last_stride not in (1, 2):
@@ -290,7 +292,7 @@ class ConvDecoder(nn.Module, Part):
         if channels is None:
             doublings = max(round(math.log2(max(size) / 8)), 1)
             channels = [1024 // last_stride // 2**i for i in range(doublings + 2 - last_stride)]
-        widths = [*_widened(channels, width), out_channels]
+        widths = [*widened(channels, width), out_channels]
         sizes = [size] if last_stride == 2 else [size, size]
         while len(sizes) < len(widths):
             sizes.insert(0, _half(sizes[0]))
