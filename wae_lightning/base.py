@@ -223,13 +223,15 @@ class WAE(RecordedModel, Steps):
             return self.decode(self.prior.sample(n, generator, self.device))
 
     @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int) -> Tensor:
+    def interpolate(self, a: Tensor, b: Tensor, steps: int, through: Literal["codes", "z"] = "codes") -> Tensor:
         """Decodes points on the straight lines between two batches of codes (on a sphere: projected onto it).
 
         Args:
             a: Inputs (B, *input), or codes (B, latent_dim).
             b: As many inputs or codes.
             steps: Number of points on each line, both ends included, at least 2.
+            through: With a flow: whether lines are straight in the encoder's own ``codes``, which is the evener way, or
+                in ``z``, all of whose points are likely under the prior.
 
         Returns:
             Shape (steps, B, *output).
@@ -237,10 +239,15 @@ class WAE(RecordedModel, Steps):
         Raises:
             ValueError: If ``steps`` is less than 2 or the two batches differ in shape.
         """
+        if through not in ("codes", "z"):
+            raise ValueError(f"through must be codes or z, got {through!r}")
         with evaluation_mode(self):
             start, end = (x if x.shape[1:] == (self.latent_dim,) else self.encode(x) for x in (a, b))
-            lines = lines_between(start, end, steps, self.prior)
-            decoded = self.decode(lines.flatten(0, 1))
+            decode = self.decode
+            if through == "codes" and self.flow is not None:
+                start, end = (self.flow.inverse(self.at_home(z) / self.prior.scale) for z in (start, end))
+                decode = self._decode
+            decoded = decode(lines_between(start, end, steps, self.prior).flatten(0, 1))
         return decoded.view(steps, len(a), *decoded.shape[1:])
 
     @torch.no_grad()

@@ -108,7 +108,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
         z = sampler.sample(arguments.num_samples, generator) if z is None else z
         if len(z) < 2:
             raise UsageError(f"--what interpolation needs at least 2 inputs or samples, got {len(z)}")
-        return model.interpolate(z[:-1], z[1:], arguments.steps).transpose(0, 1)
+        return model.interpolate(z[:-1], z[1:], arguments.steps, arguments.through).transpose(0, 1)
     if what == "traversal":
         start = torch.zeros(model.latent_dim) if z is None else z[0]
         rows = start.repeat(model.latent_dim, arguments.steps, 1)
@@ -237,6 +237,8 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument("--sampler", choices=("prior", "gmm"), default="prior", help="where codes come from (prior)")
     parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
+    through_help = "what the lines of an interpolation are straight in: the encoder's own codes, or z (codes)"
+    parser.add_argument("--through", choices=("codes", "z"), default="codes", help=through_help)
     parser.add_argument(
         "--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds, or folders of them"
     )
@@ -251,7 +253,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
         for name in (
-            ("num_samples", "sampler", "components", "steps", "labels", "input_labels", "mask") if codes else ("part",)
+            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask") if codes else ("part",)
         ):
             if getattr(known, name) != parser.get_default(name):
                 raise UsageError(f"--{name} has no meaning for --what {known.what}")

@@ -21,7 +21,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from wae_lightning.base import WAE
 from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches, noise_share
+from wae_lightning.evaluation.lines import measure_lines
 from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
+from wae_lightning.metrics.digit_classifier import DigitClassifier
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.training.inputs import input_of
 from wae_lightning.work import codes_at_once
@@ -390,4 +392,7 @@ def compare_with_data(
     results["sharpness_real"] = measure_sharpness(shown(model, read_test_images(data, key=model.input_key)))
     for part, z in (("training", training_codes), ("test", torch.cat(codes))):
         results |= compare_with_prior(part, z, model)
-    return results
+    some = next(read_test_images(data, model.device, model.input_key))
+    digits = getattr(data, "content", None) == "digits" and model.input_range == (0, 1)
+    classifier = DigitClassifier.pretrained().to(model.device) if digits else None
+    return results | measure_lines(model, some, classifier, ("codes", "z") if model.flow is not None else ("codes",))
