@@ -243,6 +243,11 @@ def near_clouds():
     return a, a + 0.01 * torch.randn_like(a)
 
 
+def flow_matching():
+    torch.manual_seed(0)
+    return FlowMatching(8)
+
+
 def mixture():
     torch.manual_seed(0)
     flow = MixtureFlow(4, components=20)
@@ -285,8 +290,8 @@ EXACT = {
     "mixture, inverse": lambda: mixture().inverse(CODES[:, :4]),
     "coupling": lambda: CouplingFlow(8)(CODES)[0],
     "coupling, inverse": lambda: CouplingFlow(8).inverse(CODES),
-    "flow matching": lambda: FlowMatching(8)(CODES)[0],
-    "flow matching, inverse": lambda: FlowMatching(8).inverse(CODES),
+    "flow matching": lambda: flow_matching().to_normal(CODES),
+    "flow matching, inverse": lambda: flow_matching().inverse(CODES),
     "components": lambda: components(IMAGES),
     "pose": lambda: upright_pose(near_clouds()[0]),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -243,7 +243,7 @@ class WAE(RecordedModel, Steps):
             raise ValueError(f"through must be codes or z, got {through!r}")
         with evaluation_mode(self):
             start, end = (x if x.shape[1:] == (self.latent_dim,) else self.encode(x) for x in (a, b))
-            decode = self.decode
+            decode: Callable[[Tensor], Tensor] = self.decode
             if through == "codes" and self.flow is not None:
                 start, end = (self.flow.inverse(self.at_home(z) / self.prior.scale) for z in (start, end))
                 decode = self._decode

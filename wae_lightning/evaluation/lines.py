@@ -64,7 +64,7 @@ def measure_lines(
     at_once = max(1, codes_at_once(model, 500) // STEPS)
     for way in ways:
         measures: dict[str, list[Tensor]] = {"largest_step": [], "length": [], "third_class": []}
-        for start, end in zip(images[:-1].split(at_once), images[1:].split(at_once), strict=True):
+        for start, end in zip(*(torch.split(x, at_once) for x in (images[:-1], images[1:])), strict=True):
             lines = model.interpolate(start, end, STEPS, way)
             for name, values in zip(measures, _of_each_line(lines), strict=False):
                 measures[name].append(values)
