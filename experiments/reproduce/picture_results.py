@@ -33,6 +33,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="checkpoints/last.ckpt of a run")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of its data (data)")
+    parser.add_argument("--cache_dir", type=Path, help="folder of its cache (beside the pictures)")
     parser.add_argument("--num_samples", type=int, default=1000, help="samples to measure by (1000)")
     parser.add_argument("--command", default="", help="how it was trained, kept in the file")
     default = EXPERIMENTS / "results" / "emoji_wae_mmd.json"
@@ -40,7 +41,8 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="PNG file")
     arguments = parser.parse_args(given)
     model: Any = load_model(arguments.checkpoint)
-    data: Any = load_data(arguments.checkpoint, {"root": str(arguments.root)})
+    places = {"root": arguments.root, "cache_dir": arguments.cache_dir}
+    data: Any = load_data(arguments.checkpoint, {name: str(place) for name, place in places.items() if place})
     found = evaluate(model, data, arguments.num_samples)
     test = torch.cat(list(read_test_images(data)))
     training = torch.cat(list(read_training_images(data, 10_000)))

@@ -74,7 +74,7 @@ class FlowMatching(Flow):
 
     def _derivative(self, x: Tensor, t: Tensor) -> Tensor:
         """The derivative of the velocity by x, (n, d, d), carried through the layers."""
-        h, derivative = self._inputs(x, t), like(x, self.layers[0].weight)[:, : self.dim].expand(len(x), -1, -1)  # type: ignore[arg-type, index]
+        h, derivative = self._inputs(x, t), like(x, self.layers[0].weight)[:, : self.dim].expand(len(x), -1, -1)  # type: ignore[arg-type]
         for layer, following in itertools.pairwise(self.layers):
             h = F.linear(h, like(x, layer.weight), like(x, layer.bias))  # type: ignore[arg-type]
             share = h.sigmoid()
