@@ -12,9 +12,11 @@ import anomaly_results
 import completion_results
 import condition_results
 import figures
+import flow_results
 import make_bundled_digits
 import mnist_results
 import numpy as np
+import picture_results
 import point_cloud_results
 import pytest
 import pythae_results
@@ -631,3 +633,42 @@ def test_each_condition_model_and_seed_adds_a_row(root, tmp_path, monkeypatch, c
 def fit_two_steps(model, data):
     trainer(".", limit_train_batches=2, limit_val_batches=0).fit(model, data)
     return 2
+
+
+def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    out = tmp_path / "flows.json"
+    flow_results.main([f"--root={root}", f"--out={out}", "--steps=2", "--components=2", "--num_samples=500"])
+    found = json.loads(out.read_text())["digits"]
+    assert found["dim"] == 16
+    assert list(found["rows"]) == [
+        "trained with the model", "MixtureFlow, fitted", "CouplingFlow", "FlowMatching", "FlowMatching, transport",
+    ]  # fmt: skip
+    for row in found["rows"].values():
+        # what goes straight through the codes does not depend on the flow
+        assert row["codes_length"] == pytest.approx(found["rows"]["CouplingFlow"]["codes_length"], rel=1e-3)
+        assert all(np.isfinite(value) for value in row.values())
+    best = max(found["rows"], key=lambda name: found["rows"][name]["log_density"])
+    assert best == "trained with the model"
+
+
+def test_pictures_near_training_pictures_and_their_mirror_images():
+    training = torch.rand(20, 3, 8, 8)
+    moved = training[:5].flip(3) + 0.1
+    expected = torch.full((5,), 0.1)
+    torch.testing.assert_close(picture_results.nearest(moved, training), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_measures_of_pictures(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    small = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--trainer.callbacks=[]"]
+    train.main(["--config=mnist_wae_mmd", f"--data.root={root}", "--max_steps=2", *small])
+    (checkpoint,) = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
+    flags = ["--num_samples=60", "--out=out.json", "--picture=out.png"]
+    picture_results.main([str(checkpoint), f"--root={root}", *flags])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["nearest_training_test"] > 0
+    assert found["mse"] > 0
+    assert (tmp_path / "out.png").is_file()

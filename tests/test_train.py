@@ -163,7 +163,7 @@ def test_help_is_for_people(capsys):
         (["--trainer.acelerator=cpu"], "unknown flag --trainer.acelerator; did you mean --trainer.accelerator?"),
         (["--model.penalty_wight=2"], "unknown flag --model.penalty_wight; did you mean --model.penalty_weight?"),
         (["--model.encoder.wdth=2"], "unknown flag --model.encoder.wdth; did you mean --model.encoder.width?"),
-        (["--config=celeba_wae_mmd", "--model.encoder.width=2"], "--model.encoder.width: .* --model.encoder=CLASS"),
+        (["--config=mnist_conditional", "--model.encoder.width=2"], "--model.encoder.width: .* --model.encoder=CLASS"),
         (["--data.bach_size=2"], "unknown flag --data.bach_size; did you mean --data.batch_size?"),
         (["--max_epochs=x"], "--max_epochs: expected a whole number, got x"),
         (["--model.latent_dim=0"], "latent_dim must be at least 1, got 0"),

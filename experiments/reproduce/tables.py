@@ -245,16 +245,37 @@ def order() -> str:
 # ---- pictures, completions ------------------------------------------------------------------------------------------
 
 
+EMOJI = {
+    "`celeba_wae_mmd`": "emoji_wae_mmd",
+    "the paper's networks at an eighth of their width, squared error, no flow": "emoji_eighth_of_paper",
+}
+
+
 def emoji() -> str:
-    keys = [("psnr", 2), ("ssim", 3), ("sharpness_samples", 4), ("sharpness_reconstructions", 4), ("sharpness_real", 4)]
-    keys += [("fit_cpu_seconds", 0)]
     rows = []
-    for name in ("wae_mmd", "wae_gan"):
-        row = load(f"emoji_{name}")
-        rows.append([f"`celeba_{name}`", *(number(row[key], digits) for key, digits in keys)])
-    return markdown(
-        ["config", "PSNR", "SSIM", "sharpness of samples", "of reconstructions", "of real pictures", "CPU s"], rows
-    )
+    for name, file in EMOJI.items():
+        row = load(file)
+        sharpness = (number(row[f"sharpness_{of}"] / row["sharpness_real"], 2) for of in ("reconstructions", "samples"))
+        near = (number(row.get(f"nearest_training_{of}"), 3) for of in ("samples", "test"))
+        rows.append([name, number(row["mse"], 4), number(row["ssim"], 3), *sharpness, *near,
+                     number(row["fit_cpu_seconds"], 0)])  # fmt: skip
+    header = ["model", "MSE", "SSIM", "sharpness of reconstructions", "of samples", "nearest training picture: samples"]
+    return markdown([*header, "test pictures", "CPU s"], rows)
+
+
+FLOWS = {
+    "log-density": ("log_density", 1, 1), "distance": ("distance", 2, 1), "digits-FID": ("fid_digits", 1, 1),
+    "largest step %": ("z_largest_step", 1, 100), "path / line": ("z_length", 2, 1),
+    "third digit %": ("z_third_class", 0, 100), "CPU s": ("cpu_seconds", 0, 1),
+}  # fmt: skip
+
+
+def flows() -> str:
+    found = load("flow_results")["digits"]["rows"]
+    rows = [[name, *(number(row.get(key), n, f) for key, n, f in FLOWS.values())] for name, row in found.items()]
+    lines = {key.replace("codes_", "z_"): x for key, x in found["trained with the model"].items() if "codes_" in key}
+    rows.append(["*lines through the codes*", *(number(lines.get(key), n, f) for key, n, f in FLOWS.values())])
+    return markdown(["flow", *FLOWS], rows)
 
 
 COMPLETIONS = {
@@ -418,7 +439,7 @@ TABLES = {
     "readme": lambda: compared(README, ["precision, recall", "rec., twin"]), "compared": lambda: compared(COMPARED),
     "yardsticks": yardsticks, "sweep": sweep,
     "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
-    "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
+    "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji, "flows": flows,
     "completions of the lower half": lambda: completions("top"),
     "completions of the right half": lambda: completions("left"),
     "labels": lambda: conditions("labels", LABELS),
