@@ -39,7 +39,7 @@ def distance_from_normal(z: Tensor) -> float:
 class FitFlow(Callback):
     """Fits a ``MixtureFlow`` to the remembered codes by expectation maximisation; warns of a flow that does not fit.
 
-    Gradient steps find a mixture in tens of dimensions slowly or not at all; expectation maximisation does in seconds.
+    Gradient steps find a mixture in tens of dimensions slowly; expectation maximisation takes seconds.
     It runs after every so many epochs, before their validation, and after the last one. Of the trained and the fitted
     mixture the one with the better mean log-density on codes of the validation set stays, and is trained on. (Without a
     validation set, on every tenth remembered code, which may be of the same pictures as the others.) With several
