@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wae_lightning.costs import Cost, SquaredError
-from wae_lightning.drawing import evaluation_mode, lines_between
+from wae_lightning.drawing import evaluation_mode, lines_between, through_codes_or_z
 from wae_lightning.loading import RecordedModel
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import ConvDecoder, ConvEncoder, Flow, MixtureFlow
@@ -66,9 +66,8 @@ class WAE(RecordedModel, Steps):
             gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
             reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
             ``penalty`` acts on the encoder's own codes.
-        fit_flow: A ``MixtureFlow`` is also fitted to the latest codes by expectation maximisation, after every so many
-            epochs and after the last (0: after the last only; None: never); the better of the two goes on. See
-            :class:`~wae_lightning.training.FitFlow`.
+        fit_flow: After how many epochs, and after the last (0: only then), a ``MixtureFlow`` is also fitted to the
+            latest codes, see :class:`~wae_lightning.training.FitFlow`. None: never.
         flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
             the likelihood of a finite set has no bound.
         compile: Compile encoder and decoder with ``torch.compile`` when training starts; a string is its mode (not one
@@ -118,8 +117,11 @@ class WAE(RecordedModel, Steps):
         self.record_arguments()
         if not (penalty_weight >= 0 and math.isfinite(penalty_weight)):
             raise ValueError(f"penalty_weight must be 0 or more and finite, got {penalty_weight}")
-        counts = {"pretrain_steps": pretrain_steps, "code_queue": code_queue, "fit_flow": fit_flow or 0}
-        for name, count in counts.items():
+        for name, count in (
+            ("pretrain_steps", pretrain_steps),
+            ("code_queue", code_queue),
+            ("fit_flow", fit_flow or 0),
+        ):
             if count < 0:
                 raise ValueError(f"{name} must be 0 or more, got {count}")
         if prior is not None and latent_dim not in (None, prior.latent_dim):
@@ -239,14 +241,9 @@ class WAE(RecordedModel, Steps):
         Raises:
             ValueError: If ``steps`` is less than 2 or the two batches differ in shape.
         """
-        if through not in ("codes", "z"):
-            raise ValueError(f"through must be codes or z, got {through!r}")
         with evaluation_mode(self):
             start, end = (x if x.shape[1:] == (self.latent_dim,) else self.encode(x) for x in (a, b))
-            decode: Callable[[Tensor], Tensor] = self.decode
-            if through == "codes" and self.flow is not None:
-                start, end = (self.flow.inverse(self.at_home(z) / self.prior.scale) for z in (start, end))
-                decode = self._decode
+            start, end, decode = through_codes_or_z(self, start, end, through)
             decoded = decode(lines_between(start, end, steps, self.prior).flatten(0, 1))
         return decoded.view(steps, len(a), *decoded.shape[1:])
 

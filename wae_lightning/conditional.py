@@ -271,7 +271,7 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
     def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
         if self.flow is None:
             return code
-        return self.prior.scale * self.flow.to_normal(code, *self._given(features))
+        return self.prior.scale * self.flow.to_normal(code, *self._given(features))  # type: ignore[no-any-return]
 
     def _given(self, features: Tensor) -> tuple[Tensor, ...]:
         return (features,) if self.flow is not None and self.flow.condition_features else ()

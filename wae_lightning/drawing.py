@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wae_lightning.priors import Prior, Sphere
 
-__all__ = ["evaluation_mode", "lines_between"]
+__all__ = ["evaluation_mode", "lines_between", "through_codes_or_z"]
 
 
 @contextmanager
@@ -23,6 +24,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def through_codes_or_z(
+    model: Any, start: Tensor, end: Tensor, through: str
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """Codes z (B, d) as what lines shall be straight in, the encoder's own codes or z, and what decodes that.
+
+    Raises:
+        ValueError: If ``through`` is neither ``codes`` nor ``z``.
+    """
+    if through not in ("codes", "z"):
+        raise ValueError(f"through must be codes or z, got {through!r}")
+    if through == "z" or model.flow is None:
+        return start, end, model.decode
+    start, end = (model.flow.inverse(model.at_home(z) / model.prior.scale) for z in (start, end))
+    return start, end, model._decode
 
 
 def lines_between(start: Tensor, end: Tensor, steps: int, prior: Prior) -> Tensor:

@@ -253,7 +253,9 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
         for name in (
-            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask") if codes else ("part",)
+            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask")
+            if codes
+            else ("part",)
         ):
             if getattr(known, name) != parser.get_default(name):
                 raise UsageError(f"--{name} has no meaning for --what {known.what}")

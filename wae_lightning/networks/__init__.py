@@ -19,8 +19,8 @@ from wae_lightning.networks.pointnet import (
     SeedDecoder,
     TNet,
 )
-from wae_lightning.networks.unet import AlignedConvEncoder, UNetDecoder
 from wae_lightning.networks.residual import ResidualDecoder, ResidualEncoder
+from wae_lightning.networks.unet import AlignedConvEncoder, UNetDecoder
 
 __all__ = [
     "AlignedConvEncoder",

@@ -24,7 +24,7 @@ class FlowMatching(Flow):
     et al., "Improving and generalizing flow-based generative models with minibatch optimal transport", TMLR 2024. With
     ``transport`` each batch's z and x are first paired by exact optimal transport (their OT-CFM), which straightens the
     paths. It is the smooth one among the flows: where a ``MixtureFlow`` tears neighbours apart, between clusters, this
-    one stretches.
+    one stretches. It takes no condition.
 
     The inverse takes ``steps`` explicit midpoint steps from z to x, and ``forward`` undoes each of these by a fixed
     number of fixed-point iterations, so that the two are inverse to one another, and the determinant is that of the map
@@ -82,8 +82,9 @@ class FlowMatching(Flow):
             h = h * share
         return derivative
 
-    def loss(self, x: Tensor) -> Tensor:
+    def loss(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The mean squared error of velocities, for each dimension, between codes (n, d) and as many fresh draws."""
+        self._check(condition)
         with full_float32(x.device):
             x = self._at_home(x)
             z, t = torch.randn_like(x), torch.rand_like(x[:, :1])
@@ -120,14 +121,16 @@ class FlowMatching(Flow):
             start = following
         return best
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        self._check(condition)
         with full_float32(z.device):
             x = self._at_home(z)
             for i in range(self.steps):
                 x = x + self._step(x, i / self.steps)
         return self._result(x, z)
 
-    def to_normal(self, x: Tensor) -> Tensor:
+    def to_normal(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        self._check(condition)
         with full_float32(x.device):
             z = self._at_home(x)
             for i in reversed(range(self.steps)):
@@ -142,7 +145,8 @@ class FlowMatching(Flow):
         to_half = own + 0.5 * step * self._derivative(x, t)
         return own + step * self._derivative(half, t + 0.5 * step) @ to_half
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._check(condition)
         with full_float32(x.device):
             z = self._at_home(x)
             log_determinant = z.new_zeros(len(z))
