@@ -21,7 +21,7 @@ from torch import Tensor
 import wae_lightning
 from datamodules import MNISTDataModule
 from wae_lightning.cli.load import load_data, load_model
-from wae_lightning.evaluation.images import compare, extract_features, read_test_images, read_training_images
+from wae_lightning.evaluation.images import frechet_distance, read_test_images, read_training_images
 from wae_lightning.evaluation.lines import measure_lines
 from wae_lightning.metrics import DigitFeatures
 from wae_lightning.metrics.digit_classifier import DigitClassifier
@@ -68,10 +68,8 @@ def measure(model: Any, data: Any, test: Tensor, num_samples: int) -> dict[str, 
     found |= {name.removeprefix("lines_through_"): value for name, value in lines.items()}
     if digits:
         extractor, generator = DigitFeatures(), torch.Generator().manual_seed(0)
-        samples = (model.sample(500, generator) for _ in range(num_samples // 500))
-        found["fid_digits"] = compare(extract_features([images], extractor), extract_features(samples, extractor))[
-            "fid"
-        ]
+        samples = [extractor(model.sample(500, generator)).double() for _ in range(num_samples // 500)]
+        found["fid_digits"] = frechet_distance(extractor(images).double(), torch.cat(samples))
     return found
 
 
