@@ -117,11 +117,8 @@ class WAE(RecordedModel, Steps):
         self.record_arguments()
         if not (penalty_weight >= 0 and math.isfinite(penalty_weight)):
             raise ValueError(f"penalty_weight must be 0 or more and finite, got {penalty_weight}")
-        for name, count in (
-            ("pretrain_steps", pretrain_steps),
-            ("code_queue", code_queue),
-            ("fit_flow", fit_flow or 0),
-        ):
+        counts = ("pretrain_steps", pretrain_steps), ("code_queue", code_queue), ("fit_flow", fit_flow or 0)
+        for name, count in counts:
             if count < 0:
                 raise ValueError(f"{name} must be 0 or more, got {count}")
         if prior is not None and latent_dim not in (None, prior.latent_dim):
@@ -232,8 +229,7 @@ class WAE(RecordedModel, Steps):
             a: Inputs (B, *input), or codes (B, latent_dim).
             b: As many inputs or codes.
             steps: Number of points on each line, both ends included, at least 2.
-            through: With a flow: whether lines are straight in the encoder's own ``codes``, which is the evener way, or
-                in ``z``, all of whose points are likely under the prior.
+            through: With a flow: straight in the encoder's own ``codes``, the evener way, or in ``z``, as priors draw.
 
         Returns:
             Shape (steps, B, *output).
