@@ -182,7 +182,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     read = sources.noted()
     assert read[0] == 1  # what could not be read is tried again
     assert len(read) < 0.6 * count
-    assert read[-1] == count - 1
+    assert count - 1 in read
     assert list(path.parent.iterdir()) == [path]
     alone = tmp_path / "alone.h5"
     with pytest.warns(UserWarning, match="skipped"):

@@ -118,7 +118,9 @@ def test_steps_equal_those_of_version_0_1():
 
     for name, expected in recorded.items():
         torch.manual_seed(0)
-        model, _ = wae_lightning.from_config(name)
+        # it learned to have no noise, so its config has none any more
+        noise = {"noise": GaussianNoise(initial_std=0.3)} if name == "mnist_wae_mmd" else {}
+        model, _ = wae_lightning.from_config(name, **noise)
         torch.manual_seed(2)
         for parameter in model.parameters():
             if parameter.ndim > 1:

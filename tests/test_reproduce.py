@@ -229,7 +229,7 @@ def test_the_rows_of_pythae(root, tmp_path, monkeypatch, pythae):
 def test_real_images_are_measured_as_they_are_and_blurred(root, tmp_path, monkeypatch):
     pictures = torch.rand(42, 3, 20, 20)
     data = SimpleNamespace(
-        train_set=SimpleNamespace(rows=range(41)), train_dataloader=lambda: pictures.split(15),
+        train_set=SimpleNamespace(rows=range(41)), train_dataloader=lambda: iter(pictures.split(15)),
         prepare_data=lambda: None, setup=lambda stage: None, on_after_batch_transfer=lambda x, _: [x],
     )  # fmt: skip
     monkeypatch.setattr(yardstick_results, "CelebADataModule", lambda root, batch_size: data)

@@ -34,7 +34,7 @@ def evenness(pictures: Tensor) -> dict[str, float]:
 
 
 def _of_each_line(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    flat = pictures.flatten(2).double()
+    flat = pictures.flatten(2).float()
     steps, ends = flat.diff(dim=0).norm(dim=2), (flat[-1] - flat[0]).norm(dim=1)
     steps, ends = steps[:, ends > 0], ends[ends > 0]
     paths = steps.sum(0)
@@ -71,7 +71,7 @@ def measure_lines(
             if classifier is not None:
                 classes = classifier(lines.flatten(0, 1)).argmax(1).view(lines.shape[:2])
                 third = (classes != classes[0]) & (classes != classes[-1])
-                measures["third_class"].append(third.any(0).double())
+                measures["third_class"].append(third.any(0).float())
         found |= {
             f"lines_through_{way}_{name}": float(torch.cat(values).mean())
             for name, values in measures.items()
