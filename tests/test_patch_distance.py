@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from datamodules import MNISTDataModule
-from wae_lightning.evaluation.images import frechet_distance
 from wae_lightning.metrics import DigitFeatures, PatchDistance
+from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.metrics.patches import laplacian_pyramid, sliced_wasserstein
 
 TAPS = np.array([1, 4, 6, 4, 1]) / 16

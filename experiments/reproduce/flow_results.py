@@ -21,9 +21,10 @@ from torch import Tensor
 import wae_lightning
 from datamodules import MNISTDataModule
 from wae_lightning.cli.load import load_data, load_model
-from wae_lightning.evaluation.images import frechet_distance, read_test_images, read_training_images
+from wae_lightning.evaluation.images import read_test_images, read_training_images
 from wae_lightning.evaluation.lines import measure_lines
 from wae_lightning.metrics import DigitFeatures
+from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.metrics.digit_classifier import DigitClassifier
 from wae_lightning.networks import CouplingFlow, Flow, FlowMatching, MixtureFlow
 from wae_lightning.training import distance_from_normal
@@ -69,7 +70,7 @@ def measure(model: Any, data: Any, test: Tensor, num_samples: int) -> dict[str, 
     if digits:
         extractor, generator = DigitFeatures(), torch.Generator().manual_seed(0)
         samples = [extractor(model.sample(500, generator)).double() for _ in range(num_samples // 500)]
-        found["fid_digits"] = frechet_distance(extractor(images).double(), torch.cat(samples))
+        found["fid_digits"] = float(frechet_distance(extractor(images), torch.cat(samples)))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.files import whole_file
 from wae_lightning.cli.inputs import input_reader, list_inputs
 from wae_lightning.cli.load import load_data, load_pairs
 from wae_lightning.evaluation import Codes, encode_batches
@@ -85,8 +85,7 @@ def write_table(out: Path, found: Codes, names: list[str] | None, class_names: l
     Raises:
         UsageError: If the file cannot be written.
     """
-    unfinished = out.with_name(f".{out.name}.part")
-    try:
+    with whole_file("--out", out) as part:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".npz":
             arrays = {"z": found.z.numpy(), "cost": found.cost.numpy()}
@@ -95,16 +94,11 @@ def write_table(out: Path, found: Codes, names: list[str] | None, class_names: l
             for key, texts in (("names", names), ("class_names", class_names)):
                 if texts:
                     arrays[key] = np.array(texts)
-            with unfinished.open("wb") as file:
+            with part.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         else:
-            with unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
+            with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as text:
                 csv.writer(text, lineterminator="\n").writerows(rows_of(found, names, class_names))
-        os.replace(unfinished, out)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def rows_of(found: Codes, names: list[str] | None, class_names: list[str]) -> Iterator[list[Any]]:

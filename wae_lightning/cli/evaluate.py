@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.files import whole_file
 from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
 from wae_lightning.cli.tables import FORMATS, PLOTS, format_table, plot_against_weight
 
@@ -77,11 +77,14 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
             rows, weights = measure(paths, overrides, known)
         columns = dict(zip(name_runs(paths) or [str(known.samples)], rows, strict=True))
         if known.out:
-            write("--out", known.out, (json.dumps(as_json(paths, rows), indent=2) + "\n").encode())
+            with whole_file("--out", known.out) as part:
+                part.write_bytes((json.dumps(as_json(paths, rows), indent=2) + "\n").encode())
         if known.table:
-            write("--table", known.table, (format_table(columns, known.table.suffix) + "\n").encode())
+            with whole_file("--table", known.table) as part:
+                part.write_bytes((format_table(columns, known.table.suffix) + "\n").encode())
         if known.plot:
-            write("--plot", known.plot, plot_against_weight(rows, weights, known.plot.suffix))
+            with whole_file("--plot", known.plot) as part:
+                part.write_bytes(plot_against_weight(rows, weights, known.plot.suffix))
     except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -177,17 +180,3 @@ def as_json(paths: list[Path], rows: list[dict[str, float]]) -> dict[str, Any]:
     beside = {str(path): row for path, row in zip(paths[1:], rows[1:], strict=False)}
     checkpoint = {"checkpoint": paths[0].name} if paths else {}
     return checkpoint | rows[0] | ({"beside": beside} if beside else {})
-
-
-def write(flag: str, path: Path, content: bytes) -> None:
-    """Writes a file, never half of it.
-
-    Raises:
-        UsageError: If it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise UsageError(f"{flag} {path}: cannot be written ({error.strerror or error})") from None

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +44,7 @@ from wae_lightning.cli.codes import write_codes
 from wae_lightning.cli.conditions import draw_pairs
 from wae_lightning.cli.device import choose_device
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.cli.files import whole_file
 from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
 from wae_lightning.cli.inputs import read_inputs
 from wae_lightning.cli.load import import_modules, load_model
@@ -184,8 +184,7 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> N
         raise UsageError(f"--out {out}: what the model draws, {shape}, is neither images nor clouds: expected .npz")
     # of reconstructions, files of numbers and folders hold no inputs
     all_of_them = rows[1] if what == "reconstruction" else rows.flatten(0, 1)
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with whole_file("--out", out) as part:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == "":
             out.mkdir(exist_ok=True)
@@ -215,12 +214,6 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> N
             raise UsageError(
                 f"--out {out}: expected .png, .npz or a folder; .gif takes an interpolation, .ply one point cloud"
             )
-        os.replace(part, out)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        if part.exists():
-            part.unlink()
 
 
 def main(arguments: list[str] | None = None, program: str = "generate.py") -> None:

@@ -10,20 +10,8 @@ from statistics import mean
 __all__ = ["FORMATS", "PLOTS", "better", "format_table", "plot_against_weight"]
 
 _LOWER = (
-    "fid",
-    "kid",
-    "bce",
-    "nll",
-    "negative_elbo",
-    "mse",
-    "cost",
-    "patch",
-    "hsic",
-    "rank_error",
-    "CD",
-    "EMD",
-    "1-NNA",
-)
+    "fid", "kid", "bce", "nll", "negative_elbo", "mse", "cost", "patch", "hsic", "rank_error", "CD", "EMD", "1-NNA",
+)  # fmt: skip
 _LOWER_ANYWHERE = ("MMD-", "JSD")
 _HIGHER = ("precision", "recall", "psnr", "ssim", "agreement", "diversity", "COV", "classifier", "linear SVM")
 _REFERENCES = ("floor", "_reference", "classifier on inputs", "untrained")

@@ -23,6 +23,7 @@ from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches, noise_share
 from wae_lightning.evaluation.lines import measure_lines
 from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
+from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.metrics.digit_classifier import DigitClassifier
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.training.inputs import input_of
@@ -35,7 +36,6 @@ __all__ = [
     "compare",
     "compare_pictures",
     "evaluate_images",
-    "frechet_distance",
     "read_test_images",
     "read_training_images",
 ]
@@ -118,14 +118,6 @@ def extract_features(batches: Iterable[Tensor], extractor: nn.Module) -> Tensor:
     return torch.cat([extractor(images).cpu().double() for images in batches])
 
 
-def frechet_distance(real: Tensor, samples: Tensor) -> float:
-    """The Fréchet distance between Gaussians fitted to two sets of features, (n, d) and (m, d), in float64."""
-    metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1])).set_dtype(torch.float64)
-    metric.update(real, real=True)
-    metric.update(samples, real=False)
-    return float(metric.compute())
-
-
 def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
     """Compares two sets of features in float64."""
     count = min(1000, len(real), len(samples))
@@ -135,7 +127,7 @@ def compare(real: Tensor, samples: Tensor) -> dict[str, float]:
         metric.update(real, real=True)
         metric.update(samples, real=False)
     return {
-        "fid": frechet_distance(real, samples),
+        "fid": float(frechet_distance(real, samples)),
         "kid": float(kid.compute()[0]),
         **{name: float(value) for name, value in pr.compute().items()},
     }
@@ -186,7 +178,7 @@ class Comparison:
         results = {}
         for number, (name, features) in enumerate(self._describe(batches).items()):
             if number or only_distances:
-                results[f"fid_{name}"] = frechet_distance(self._real[name], features)
+                results[f"fid_{name}"] = float(frechet_distance(self._real[name], features))
             else:
                 results |= {f"{key}_{name}": value for key, value in compare(self._real[name], features).items()}
         if self._patches is not None:
