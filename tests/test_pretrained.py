@@ -1,9 +1,12 @@
 """Models as folders, and as repositories of a hub that stands in for the real one."""
 
 import base64
+import configparser
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -15,7 +18,6 @@ from wae_lightning import WAE, kernels, networks, penalties, pretrained, priors
 from wae_lightning.parts import Part, describe
 from wae_lightning.pretrained import from_pretrained, push_to_hub, save_pretrained
 
-pytest.importorskip("safetensors")
 HERE = [__name__]
 
 
@@ -205,3 +207,13 @@ def test_nothing_but_plain_json_is_written(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model"] == describe(model)
     assert set(config["versions"]) == {"torch", "wae_lightning"}
+
+
+def test_the_bundled_weights_need_no_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert from_pretrained("mnist_wae_mmd").sample(2).shape == (2, 1, 28, 28)
+    with pytest.raises(ImportError, match="huggingface_hub is missing: pip install huggingface_hub"):
+        from_pretrained("owner/name")
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert "safetensors" in setup["options"]["install_requires"]

@@ -216,7 +216,6 @@ def test_every_difference_is_seen():
 
 
 def test_models_of_such_networks_come_back(tmp_path):
-    pytest.importorskip("safetensors")
     decoder = nn.Sequential(Kept(D), nn.Linear(D, 16), nn.Sigmoid(), nn.Unflatten(1, (1, 4, 4)))
     model = WAE(nn.Sequential(nn.Flatten(), nn.Linear(16, D), Kept(D, ())), decoder, latent_dim=D).eval()
     file = io.BytesIO()
@@ -249,7 +248,6 @@ def test_networks_that_share_weights_are_not_recorded_as_two():
 
 @pytest.mark.parametrize("place", ["encoder.2", "decoder.layers.1", "decoder.new"])
 def test_a_layer_that_was_exchanged_afterwards_is_not_replaced_by_the_original(tmp_path, place):
-    pytest.importorskip("safetensors")
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, D), nn.Identity())
     layers = nn.Sequential(nn.Linear(D, 784), nn.Sigmoid())
     decoder = nn.Sequential(OrderedDict(layers=layers, shape=nn.Unflatten(1, (1, 28, 28))))

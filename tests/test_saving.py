@@ -80,7 +80,6 @@ MADE = {
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
 def test_what_was_trained_is_what_is_loaded(make, tmp_path):
-    pytest.importorskip("safetensors")
     model = make()
     path = fitted(model, tmp_path)
     assert_same(type(model).load_from_checkpoint(path), model)

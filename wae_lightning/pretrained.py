@@ -1,6 +1,6 @@
 """Models as folders to share: ``model.safetensors``, ``config.json`` and a model card; nothing in them is run.
 
-Needs safetensors, and ``huggingface_hub`` for repositories of the hub: ``pip install 'wae-lightning[hub]'``.
+Repositories of the hub need ``huggingface_hub`` (the extra ``hub``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
@@ -30,11 +31,11 @@ _LEFT_OUT = ("memory._extra_state",)
 _LONGEST_CONFIG = 2**20
 
 
-def _optional(module: str) -> Any:
+def _hub() -> Any:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("huggingface_hub")
     except ImportError:
-        raise ImportError(f"{module} is missing: pip install 'wae-lightning[hub]'") from None
+        raise ImportError("huggingface_hub is missing: pip install huggingface_hub") from None
 
 
 def save_pretrained(
@@ -60,9 +61,7 @@ def save_pretrained(
 
     Raises:
         ValueError: If the model cannot be made again, or a weight is not finite, or too large for half precision.
-        ImportError: If safetensors is missing.
     """
-    safetensors = _optional("safetensors.torch")
     description = describe(model)
     missing = _unrecorded(description)
     if missing:
@@ -83,7 +82,7 @@ def save_pretrained(
             raise ValueError(f"{name} of the model is too large for half precision: half=False keeps it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.save_file(weights, str(folder / FILES[1]), metadata={"format": "pt"})
+    save_file(weights, str(folder / FILES[1]), metadata={"format": "pt"})
     versions = {"torch": str(torch.__version__), "wae_lightning": importlib.import_module("wae_lightning").__version__}
     config = {"model": description, "layers": layer_classes(model), "versions": versions}
     (folder / FILES[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -171,7 +170,6 @@ def from_pretrained(source: str | Path, trust: Sequence[str] = (), **given: Any)
         ImportError: If a package is missing.
     """
     folder = _folder(source)
-    safetensors = _optional("safetensors.torch")
     for name in FILES:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such file")
@@ -180,7 +178,7 @@ def from_pretrained(source: str | Path, trust: Sequence[str] = (), **given: Any)
             raise ValueError(f"{FILES[0]} has more than {_LONGEST_CONFIG} bytes")
         config = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
         description = config.get("model") if isinstance(config, dict) else None
-        weights = safetensors.load_file(str(folder / FILES[1]))
+        weights = load_file(str(folder / FILES[1]))
         model = build_bounded(description, weights, trust, given)
         if not isinstance(model, nn.Module):
             raise ValueError(f"{FILES[0]} describes no model")
@@ -210,7 +208,7 @@ def _folder(source: str | Path) -> Path:
     if isinstance(source, Path) or len(name.split("/")) != 2 or name.startswith((".", "/")):
         known = f", bundled weights ({', '.join(sorted(bundled))})" if bundled else ""
         raise FileNotFoundError(f"{name}: no such folder{known} or repository owner/name")
-    hub = _optional("huggingface_hub")
+    hub = _hub()
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub, the network and the cache have exceptions of their own
@@ -231,7 +229,7 @@ def push_to_hub(model: nn.Module, repo_id: str, private: bool = False, token: st
     Returns:
         The address of the commit.
     """
-    api = _optional("huggingface_hub").HfApi(token=token)
+    api = _hub().HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, **options)
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -24,7 +24,7 @@ def _optional(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ImportError(f"this penalty needs {package}: pip install 'wae-lightning[ot]'") from None
+        raise ImportError(f"this penalty needs {package}: pip install {package}") from None
 
 
 def _in_one_dimension(z: Tensor, z_prior: Tensor, directions: Tensor) -> Tensor:
