@@ -14,14 +14,14 @@ from helpers import small, trainer
 from torch import nn
 
 from datamodules import HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
-from wae_lightning import WAE, WAEMMD, networks
+from wae_lightning import WAE, WAEMMD, checkpoints, networks
 from wae_lightning.checkpoints import read_checkpoint, read_plain
 from wae_lightning.cli import evaluate, generate, train
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.metrics import DigitClassifier
-from wae_lightning.networks import PointNetClassifier
-from wae_lightning.parts import build
+from wae_lightning.networks import CouplingFlow, PointNetClassifier
+from wae_lightning.parts import build, describe
 
 SMALL = ["--max_epochs=1", "--limit_train_batches=1", "--limit_val_batches=1", "--limit_test_batches=1"]
 
@@ -319,3 +319,14 @@ def test_weights_go_through_safetensors(trained, config, tmp_path):
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     x = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_refused_model_leaves_gradients_as_they_were(monkeypatch, enabled):
+    description = describe(CouplingFlow(4, layers=50))
+    with torch.set_grad_enabled(enabled):
+        for calls in range(100):  # wherever the budget ends, also on the way out of torch's own no_grad
+            monkeypatch.setattr(checkpoints, "_MOST_CALLS", calls)
+            with pytest.raises(ValueError, match="a model of more modules than"):
+                checkpoints.build_bounded(description, {})
+            assert torch.is_grad_enabled() == enabled

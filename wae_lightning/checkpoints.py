@@ -142,8 +142,10 @@ def build_bounded(
     if isinstance(arguments, dict):
         description = description | {"init_args": {k: v for k, v in arguments.items() if k not in given}}
     check_description(description, max(widest, _LARGEST), trust)
+    # the budget may end inside of torch's own no_grad, whose way back is a call as well
+    mode = torch.set_grad_enabled(torch.is_grad_enabled())
     try:
-        with _Budget(min(1000 + 200 * len(weights), _MOST_CALLS)), torch.device("meta"):
+        with mode, _Budget(min(1000 + 200 * len(weights), _MOST_CALLS)), torch.device("meta"):
             # constructors complete what is given, and must complete the real one later
             copies = copy.deepcopy(given)
             for value in copies.values():
