@@ -371,7 +371,7 @@ def test_a_missing_library_is_named(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     for cls, package in ((ExactWasserstein, "POT"), (Sinkhorn, "GeomLoss")):
-        with pytest.raises(ImportError, match=rf"this penalty needs {package}: pip install 'wae-lightning\[ot\]'"):
+        with pytest.raises(ImportError, match=rf"this penalty needs {package}: pip install {package}"):
             cls()
 
 
