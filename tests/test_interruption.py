@@ -213,6 +213,25 @@ def test_a_killed_run_goes_on_exactly_from_a_checkpoint_within_an_epoch(tmp_path
     assert_same(fit(tmp_path, resume=True, every_n_steps=3), fit(tmp_path / "whole", every_n_steps=3))
 
 
+def test_a_signal_in_the_check_before_the_first_step_writes_nothing(tmp_path):
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, ("validation_step", 1, signal.SIGTERM))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_signal_in_the_test_of_a_run_that_goes_on_from_its_end_writes_nothing(tmp_path):
+    fit(tmp_path)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+    fitting = trainer(tmp_path, callbacks=[LastCheckpoint()], enable_checkpointing=True, max_epochs=3)
+    model = WAEMMD(**perceptrons(), code_queue=6)
+    model.test_step = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    fitting.fit(model, Numbers(), ckpt_path=path, weights_only=True)
+    with pytest.raises(SIGTERMException):
+        fitting.test(model, Numbers())
+    assert path.read_bytes() == before
+
+
 def test_a_second_signal_stops_at_once_and_writes_nothing(tmp_path):
     class Impatient(SignalsItself):
         def training_step(self, batch, batch_idx):

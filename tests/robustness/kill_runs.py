@@ -57,6 +57,7 @@ PHASES = ("training", "validation", "checkpoint", "test", "cache")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 NOT_COMPARED = ("callbacks", "loops", "hyper_parameters", "datamodule_hyper_parameters")
 PICTURES = 300
+BEGUN = "begun"  # a file in the folder of a run that has been killed once
 
 
 # ---- what is trained ------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ TINY = [
 def fit(setting: Setting, resume: bool) -> None:
     """Trains three epochs of seven steps, in the current folder, and tests, as the command line does."""
     flags: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 2, **setting.trainer}
-    if setting.epochs_before and not resume and Path.cwd().name != "whole":
+    if setting.epochs_before and not resume and not Path(BEGUN).exists() and Path.cwd().name != "whole":
         flags["max_epochs"] = setting.epochs_before
     seed_everything(0, verbose=False)
     callbacks: list[Any] = [LastCheckpoint(setting.every_n_steps), MonitoredCheckpoint(dirpath="checkpoints")]
@@ -341,6 +342,7 @@ def try_run(
             call, delay = chance.randint(1, calls), chance.uniform(0, 1.5 * seconds / calls)
             run = Run(here, lambda resume=resume: work(resume), (phase, call), processes)  # type: ignore[misc]
             status = run.kill(number, delay, all_of_them=trial % 2 == 0)
+            (here / BEGUN).touch()
             written = run.finished[PHASES.index("checkpoint")]
             # a signal that can be heeded must cost no step that was finished
             at_least = step

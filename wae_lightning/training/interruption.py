@@ -157,7 +157,7 @@ class LastCheckpoint(Checkpoint):
         """The signal that asked training to stop."""
         self.best_model_path = ""
         """The file that was written last, under the name that Lightning's own callback has for it."""
-        self._saved_at = -1
+        self._saved_at: int | None = None  # the step whose state is on the disk; None: training has not begun
         self._saved_time = 0.0
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
@@ -178,8 +178,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signal = None
+        self._saved_at = trainer.global_step
         self._saved_time = time.monotonic()
-        self._ask_to_stop(trainer)
         self._process = os.getpid()
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -235,7 +235,7 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back_signals()
         # Lightning raises it between two steps, or after an epoch's end, when this step has been saved
-        if isinstance(exception, SIGTERMException) and trainer.global_step != self._saved_at:
+        if isinstance(exception, SIGTERMException) and self._saved_at not in (None, trainer.global_step):
             self._save(trainer)
 
     def _give_back_signals(self) -> None:
