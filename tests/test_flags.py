@@ -1,5 +1,6 @@
 """The command line of train: flags mean what Lightning says, mistakes are answered at once and with what was meant."""
 
+import importlib
 import inspect
 import json
 import re
@@ -9,12 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from wae_lightning.cli import train
 from wae_lightning.cli.errors import UsageError, explain_mistake, suggest
-from wae_lightning.cli.flags import complete_flags, config_file, find_checkpoint, list_arguments, list_flags
-from wae_lightning.lightning import ModelCheckpoint, Trainer
+from wae_lightning.cli.flags import (
+    CONFIGS,
+    complete_flags,
+    config_file,
+    find_checkpoint,
+    list_arguments,
+    list_flags,
+    list_own_arguments,
+)
+from wae_lightning.lightning import LightningArgumentParser, ModelCheckpoint, Trainer
 
 SHORT = ["--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1", "--enable_progress_bar=false"]
 SMALL = [
@@ -45,18 +55,57 @@ TYPO = """
 import sys
 from wae_lightning.cli.main import run
 try:
-    run("train", ["--max_epoch", "2"])
+    run("train", sys.argv[1:])
 except SystemExit as stop:
     print(stop.code, sorted({"torch", "pytorch_lightning", "lightning", "numpy"} & set(sys.modules)))
 """
 
 
-def test_a_typo_is_answered_without_importing_torch_or_lightning():
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--max_epoch", "--max_epochs"),
+        ("--model.latent_dims", "--model.latent_dim"),
+        ("--data.init_args.val_fractoin", "--data.val_fraction"),
+        ("--model.penalty.kernl", "--model.penalty.kernel"),  # the config does not set it
+        ("--model.encoder.widht", "--model.encoder.width"),
+    ],
+)
+def test_a_typo_is_answered_without_importing_torch_or_lightning(typed, meant):
     path = str(Path(train.__file__).parents[2])
-    ran = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{TYPO}"],
-                         capture_output=True, text=True)  # fmt: skip
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{TYPO}", typed, "2"]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.stdout.strip() == "2 []"
-    assert ran.stderr.strip() == "train.py: error: unknown flag --max_epoch; did you mean --max_epochs?"
+    assert ran.stderr.strip() == f"train.py: error: unknown flag {typed}; did you mean {meant}?"
+
+
+def named_classes(part):
+    """The class of each part of a config."""
+    for value in part.values() if isinstance(part, dict) else ():
+        yield from named_classes(value)
+    if isinstance(part, dict) and "class_path" in part:
+        yield part["class_path"]
+
+
+def test_the_arguments_read_from_our_source_hold_those_that_the_parser_takes():
+    contents = [yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")]
+    paths = {path for content in contents for path in named_classes(content)}
+    ours = sorted(path for path in paths if path.partition(".")[0] in ("wae_lightning", "datamodules"))
+    exact = 0
+    for path in ours:
+        module, _, name = path.rpartition(".")
+        taken = LightningArgumentParser().add_class_arguments(getattr(importlib.import_module(module), name), "x")
+        taken = {argument.removeprefix("x.") for argument in taken}
+        found = list_own_arguments(name)
+        assert found is None or found >= taken, path  # more: what a class sets for the one that it is made from
+        exact += found == taken
+    assert exact > 20
+
+
+def test_a_flag_of_a_class_that_the_command_line_names_is_not_judged_by_the_config():
+    complete_flags(["--model.penalty=SlicedWasserstein", "--model.penalty.projections=9"])
+    complete_flags(["--model.penalty.class_path=SlicedWasserstein", "--model.penalty.init_args.projections=9"])
+    complete_flags(["--model=mine.Model", "--model.anything=9", "--model.optimizer.anything=9"])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +142,12 @@ def test_a_config_tells_its_own_flags():
         (["--model.optimizer=Adm"], "--model.optimizer: there is no class Adm for it; did you mean Adam?"),
         (["--model=WAEMDM"], "--model: there is no class WAEMDM for it; did you mean WAEMMD?"),
         (["--data=MNIST"], "--data: there is no class MNIST for it; did you mean MNISTDataModule?"),
+        (["--callbacks+=EarlyStopping"], "--callbacks: EarlyStopping needs monitor; give it with --callbacks.monitor"),
+        (["--callbacks=EarlyStopping"], "--callbacks: EarlyStopping needs monitor; give it with --callbacks.monitor"),
+        (
+            ["--model.penalty.kernel.bandwith=2"],
+            "--model.penalty.kernel.bandwith: the config leaves this part to .*first, --model.penalty.kernel=CLASS",
+        ),
         (["--callbacks+=EarlyStoping"], "--callbacks: there is no class EarlyStoping .*; did you mean EarlyStopping?"),
         (["--max_epochs", "three"], "--max_epochs: expected a whole number, got three"),
         (["--trainer.max_epochs", "three"], "--trainer.max_epochs: expected a whole number, got three"),

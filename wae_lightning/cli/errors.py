@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = ["UsageError", "explain_failure", "explain_mistake", "suggest"]
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Iterable": "a list"}
 
 
@@ -77,8 +78,16 @@ def _explain(message: str) -> str:
         return f"unknown argument {unknown.group(1)}"
     option = re.search(r"Option '([\w.]+)' is not accepted", message)
     no_class = re.search(r"Expected a dot import path string: (\S+)", message)
+    missing = re.search(r"given class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)", message)
+    left_out = re.search(r"but \S+ is abstract.*?NestedArg\(key='([\w.]+)'", message, re.DOTALL)
     if option:
         return _explain_option(option.group(1), message, option.start())
+    if missing:
+        flag = _flag_before(message, missing.start())
+        name = missing.group(2).partition(",")[0]
+        return f"{flag}: {missing.group(1)} needs {missing.group(2)}; give it with {flag}.{name}"
+    if left_out:
+        return _left_out(_flag_before(message, left_out.start()), left_out.group(1))
     if no_class:
         return _explain_class(no_class.group(1), message, no_class.start())
     # The types that were tried are listed one by one; None and the class as a whole tell nothing
@@ -115,10 +124,16 @@ def _explain_option(name: str, message: str, position: int) -> str:
     after = re.search(r"Option '[\w.]+' is not accepted\. Got value: Namespace\(class_path='([\w.]+)'", message)
     path = after.group(1) if after else before[-1] if before else ""
     if path == "torch.nn.Module":
-        return f"{part}.{name}: the config leaves this part to the model; name its class first, {part}=CLASS"
+        return _left_out(part, name)
     cls = find_class(path)
-    arguments = [key for key in inspect.signature(cls.__init__).parameters if key != "self"] if cls else []
+    arguments = (
+        [key for key, one in inspect.signature(cls).parameters.items() if one.kind not in VARIADIC] if cls else []
+    )
     return f"unknown flag {part}.{name}{suggest(f'{part}.{name}', [f'{part}.{key}' for key in arguments])}"
+
+
+def _left_out(part: str, name: str) -> str:
+    return f"{part}.{name}: the config leaves this part to the model; name its class first, {part}=CLASS"
 
 
 def _explain_class(name: str, message: str, position: int) -> str:

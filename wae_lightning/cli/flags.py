@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ ACCELERATOR_HELP = "where the model runs; auto, as in training: on a GPU where t
 IMPORT_HELP = "modules of your own classes; checkpoints can name no other class than the imported ones"
 OWN_FLAGS = ("config", "ckpt_path", "seed_everything", "print_config", "help", "help_all", "list")
 LINE = 96  # letters of a line of the terminal
+OURS = ("wae_lightning", "datamodules")
 GROUPS = ("trainer", "checkpoint", "model", "data")
 
 
@@ -64,6 +66,17 @@ def describe_configs() -> str:
     )
 
 
+def find_classes(file: Path) -> dict[str, ast.ClassDef]:
+    """The classes that a module defines, read from its source."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def find_init(cls: ast.ClassDef) -> ast.arguments | None:
+    found = [node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    return found[0].args if found else None
+
+
 @functools.cache
 def list_arguments(module: str) -> tuple[str, ...]:
     """The arguments of a class of Lightning, read from the source of its module; empty if that has moved."""
@@ -73,11 +86,50 @@ def list_arguments(module: str) -> tuple[str, ...]:
     spec = find_spec(top)
     for folder in (spec and spec.submodule_search_locations) or []:
         file = Path(folder, inner, f"{module}.py")
-        if file.is_file():
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    return tuple(argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))[1:]
+        for cls in find_classes(file).values() if file.is_file() else ():
+            if (given := find_init(cls)) is not None:
+                return tuple(argument.arg for argument in (*given.args, *given.kwonlyargs))[1:]
     return ()
+
+
+@functools.cache
+def list_own_classes() -> dict[str, ast.ClassDef]:
+    """Every class of ours."""
+    specs = (find_spec(package) for package in OURS)
+    folders = [folder for spec in specs for folder in (spec and spec.submodule_search_locations) or []]
+    files = [file for folder in folders for file in Path(folder).rglob("*.py")]
+    return {name: cls for file in files for name, cls in find_classes(file).items()}
+
+
+def list_own_arguments(name: str) -> set[str] | None:
+    """The arguments of a class of ours, with those that it passes on to the class it is made from; None: not known."""
+    cls = list_own_classes().get(name)
+    if cls is None:
+        return None
+    given = find_init(cls)
+    found = {argument.arg for argument in (*given.args, *given.kwonlyargs)} - {"self"} if given else set()
+    if given is None or given.kwarg:
+        bases = (list_own_arguments(getattr(base, "id", "")) for base in cls.bases)
+        inherited = next((arguments for arguments in bases if arguments is not None), None)
+        return None if inherited is None else found | inherited
+    return found
+
+
+def find_unknown(flag: str, part: Any, typed: Collection[str]) -> list[str]:
+    """What could stand for a flag of a part of a config that no class of ours takes; empty: it may be right."""
+    group, *names = re.sub(r"\.(init_args|dict_kwargs)\b", "", flag[2:].rstrip("+")).split(".")
+    so_far = f"--{group}"
+    for name in names:
+        path = part.get("class_path") if isinstance(part, dict) else None
+        package, _, cls = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+        known = list_own_arguments(cls) if package.partition(".")[0] in OURS else None
+        # the command line may put another class there
+        if known is None or name == "class_path" or {so_far, f"{so_far}.class_path"} & set(typed):
+            return []
+        if name not in known:
+            return [f"{so_far}.{argument}" for argument in sorted(known)]
+        so_far, part = f"{so_far}.{name}", part.get("init_args", {}).get(name)
+    return []
 
 
 def list_trainer_flags() -> tuple[str, ...]:
@@ -89,14 +141,19 @@ def list_flags(config: Path) -> list[str]:
     trainer, checkpoint = list_trainer_flags(), list_arguments("callbacks/model_checkpoint")
     flags = [*OWN_FLAGS, *trainer]
     flags += [f"trainer.{name}" for name in trainer] + [f"checkpoint.{name}" for name in checkpoint]
+    content = read_plain(config)
+    for group in ("model", "data"):
+        flags += walk(content.get(group), group)
+    return [f"--{flag}" for flag in dict.fromkeys(flags)]
+
+
+def read_plain(config: Path) -> dict[str, Any]:
+    """What a config says; nothing, if it cannot be read: LightningCLI says what is wrong with it."""
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError):
-        content = None  # LightningCLI says what is wrong with it
-    for group in ("model", "data"):
-        part = content.get(group) if isinstance(content, dict) else None
-        flags += walk(part, group)
-    return [f"--{flag}" for flag in dict.fromkeys(flags)]
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def walk(part: Any, name: str) -> Iterator[str]:
@@ -116,7 +173,7 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
         The new command line and the name of the last config on it.
 
     Raises:
-        UsageError: If a config or a flag is not known; of models and data modules LightningCLI knows the flags.
+        UsageError: If a config or a flag is not known; of classes that are not ours LightningCLI knows the flags.
     """
     if arguments and arguments[0] in ("fit", "train"):
         raise UsageError(f"leave out {arguments[0]!r}: the command trains, and then tests, by itself")
@@ -138,6 +195,8 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
             flags.append(argument)
     configs = configs or [config_file(DEFAULT_CONFIG)]
     trainer = list_trainer_flags()
+    content = {group: part for config in configs for group, part in read_plain(config).items()}
+    typed = [argument.partition("=")[0] for argument in flags]
     full: list[str] = []
     for argument in flags:
         flag, equals, value = argument.partition("=")
@@ -149,6 +208,8 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
                 known = list_flags(configs[-1])
                 wrong = first not in (*OWN_FLAGS, *GROUPS)
                 wrong |= first in ("trainer", "checkpoint") and bool(rest) and f"--{first}.{rest[0]}" not in known
+                if first in ("model", "data") and (meant := find_unknown(flag, content.get(first), typed)):
+                    wrong, known = True, meant
                 if wrong:
                     raise UsageError(f"unknown flag {flag}{suggest(flag, known)}")
         if flag == "--trainer.logger+" and value in ("CSVLogger", "TensorBoardLogger"):

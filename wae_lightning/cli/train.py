@@ -180,7 +180,8 @@ class Train(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         flags = self.config.trainer
-        chosen = any("ProgressBar" in callback.class_path for callback in flags.callbacks or [])
+        callbacks = flags.callbacks if isinstance(flags.callbacks, list) else [flags.callbacks]  # one alone, or None
+        chosen = any("ProgressBar" in callback.class_path for callback in callbacks if callback)
         if flags.enable_progress_bar is not False and not chosen:
             self.trainer_defaults["callbacks"].append(ProgressBar())
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
