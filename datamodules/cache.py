@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
 from threading import Thread
@@ -341,7 +340,7 @@ def _read_all(sources: Sources, rows: list[int]) -> Iterator[np.ndarray | ValueE
         batch_size=32,
         collate_fn=list,
         num_workers=workers,
-        worker_init_fn=partial(_end_with, os.getpid()),
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # torch draws from it: a run must not depend on whether it had a cache to build
     )
     count = len(sources)
@@ -353,11 +352,12 @@ def _read_all(sources: Sources, rows: list[int]) -> Iterator[np.ndarray | ValueE
             progress.update(len(arrays))
 
 
-def _end_with(process: int, worker: int) -> None:
+def _end_with_parent(worker: int) -> None:
     """Ends a worker with the process that it works for; killed while arrays were on their way, it would leave it."""
+    parent = os.getppid()  # or the server that starts processes for it, which ends with it
 
     def watch() -> None:
-        while os.getppid() == process:
+        while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 

@@ -20,6 +20,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from reproduce.records import EXPERIMENTS, write_json
 
@@ -60,6 +61,8 @@ def parts(device: str) -> dict[str, Any]:
     import torch
 
     from wae_lightning import costs, kernels, networks, noise, penalties, priors
+    from wae_lightning.joint_mmd import JointMMD
+    from wae_lightning.penalties import wasserstein
     from wae_lightning.pointnet import assign
 
     EXACT = (penalties.Penalty, costs.Cost, networks.Flow, noise.EncoderNoise)
@@ -69,7 +72,7 @@ def parts(device: str) -> dict[str, Any]:
     x, y = torch.rand(2, 4, 200, 3)
 
     def compare(name: str, part: Any, run: Any, *inputs: Any) -> None:
-        for precision in ("highest", "high"):
+        for precision in ("highest", "high") if device == "cuda" else ("highest",):
             torch.set_float32_matmul_precision(precision)
             torch.backends.cudnn.allow_tf32 = precision == "high"  # PyTorch's default, also under "highest"
             found = []
@@ -100,14 +103,17 @@ def parts(device: str) -> dict[str, Any]:
         except Exception as error:
             rows[name] = {"FAILED": f"{type(error).__name__}: {str(error)[:200]}"}
 
-    # the first two draw other directions on another device
-    left_out = ("SlicedWasserstein", "MaxSlicedWasserstein", "NoPenalty", "Penalty")
+    directions = torch.nn.functional.normalize(torch.randn(16, 50), dim=0)
     for name in penalties.__all__:
         cls = getattr(penalties, name)
-        if not (isinstance(cls, type) and issubclass(cls, penalties.Penalty)) or name in left_out:
+        if not (isinstance(cls, type) and issubclass(cls, penalties.Penalty)) or name in ("NoPenalty", "Penalty"):
             continue
         arguments = {"dataset_size": 1000} if name == "MMDPlusPlus" else {}
-        attempt(name, lambda cls=cls, arguments=arguments: cls(**arguments), lambda p: p, z, z_prior)
+        # random directions would be others on another device
+        with mock.patch.object(wasserstein, "_random_directions", lambda z, count: directions.to(z)):
+            attempt(name, lambda cls=cls, arguments=arguments: cls(**arguments), lambda p: p, z, z_prior)
+    features = torch.rand(200, 10)
+    attempt("JointMMD", JointMMD, lambda p: p, torch.cat([z, features], 1), torch.cat([z_prior, features], 1))
     for kernel in ("RBF", "Laplacian"):
         attempt(f"MMD, {kernel}", lambda k=kernel: penalties.MMD(getattr(kernels, k)()), lambda p: p, z, z_prior)
     for name in costs.__all__:
@@ -134,9 +140,15 @@ def parts(device: str) -> dict[str, Any]:
         (networks.ConditionalMLPDecoder(16, half, half), (top, z[:6])),
         (networks.ConditionalConvEncoder([half, half], 16), (top, top)),
         (networks.ConditionalConvDecoder(16, half, half), (top, z[:6])),
+        (networks.AlignedConvEncoder(latent_dim=16), (torch.rand(6, 2, 28, 28), image)),
+        (networks.UNetDecoder(16), (torch.rand(6, 2, 28, 28), z[:6])),
+        (networks.ResidualEncoder((3, 32, 32), 16, width=0.25), (torch.rand(6, 3, 32, 32),)),
+        (networks.ResidualDecoder(16, (3, 32, 32), width=0.25), (z[:6],)),
         (networks.PointNetEncoder(16, input_transform=True, feature_transform=True), (points,)),
         (networks.FullyConnectedDecoder(16, 100), (z[:6],)),
         (networks.FoldingDecoder(16, 100), (z[:6],)),
+        (networks.SeedDecoder(16, 128), (z[:6],)),
+        (networks.PointNetClassifier(), (points,)),
         (networks.Critic(16), (z,)),
     ]
     for net, given in nets:
@@ -144,6 +156,12 @@ def parts(device: str) -> dict[str, Any]:
     for made in (noise.EncoderNoise(), noise.FixedNoise(0.5), noise.GaussianNoise(), noise.ImplicitNoise(16)):
         features = torch.rand(200, 16 * made.features_per_dimension)
         attempt(type(made).__name__, lambda made=made: made, lambda n: n.mean, features)
+    cut = noise.InputNoise(0.5).on_input(torch.zeros(200_000, device=device))
+    # the deviation of a normal distribution that is cut at two of its own
+    density = 2 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
+    error = abs(float(cut.std()) / (0.5 * math.sqrt(1 - 2 * density)) - 1)
+    right = error < 0.01 and float(cut.abs().max()) <= 1 + 1e-5 and abs(float(cut.mean())) < 0.005
+    rows["InputNoise"] = {"deviation": error} | ({} if right else {"FAILED": "wrong draws"})
     codes, draws = z.to(device), z_prior.to(device)
     distances = torch.cdist(codes, draws).square()
     assigned, exact = (distances[range(200), assign(d).to(device)].mean().item() for d in (distances, distances.cpu()))

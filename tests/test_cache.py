@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.cache import Cache, Sources, cache_key, open_or_build
+from datamodules.cache import Cache, Sources, _end_with_parent, cache_key, open_or_build
 
 SHAPE = (3, 8, 8)
 
@@ -57,8 +57,29 @@ def test_it_holds_what_the_sources_gave(tmp_path: Path) -> None:
     assert torch.equal(cache.read(rows), cache.map()[rows])
 
 
-def test_many_sources_are_read_by_several_processes_in_order(tmp_path: Path) -> None:
+def test_many_sources_are_read_by_several_processes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     assert holds_numbers(build(tmp_path / "cache.h5", Numbers(1000)))
+
+
+def test_a_reader_ends_with_the_process_that_started_it() -> None:
+    """That need not be the one that it works for: Python 3.14 has a server start them."""
+    begun, has_begun = os.pipe()
+    starter = os.fork()
+    if starter == 0:
+        if os.fork() == 0:
+            _end_with_parent(0)
+            os.write(has_begun, b"!")
+            time.sleep(60)
+        time.sleep(1.5)  # longer than it takes to look
+        os._exit(0)
+    os.close(has_begun)
+    assert os.read(begun, 1) == b"!"
+    os.waitpid(starter, 0)
+    start = time.monotonic()
+    assert os.read(begun, 1) == b""  # closed by its end
+    os.close(begun)
+    assert time.monotonic() - start < 30
 
 
 def test_writing_to_the_map_leaves_the_file_alone(tmp_path: Path) -> None:
