@@ -110,15 +110,15 @@ def test_codes_are_drawn_where_they_are():
     directions = most_deviating_directions(z, prior)
     limit = 1.1 * prior.abs().max()
     picture = CodePictures().draw(z, prior)
-    assert picture.shape == (3, 500, 500)
+    assert picture.shape == (3, 900, 900)
     assert picture.dtype == torch.uint8
     for point in z[[0, 99]] @ directions:
         # the axes reach from 9 % to 97 % of the width, from 7 % to 94 % of the height
-        column = 500 * (0.09 + 0.88 * (point[0] / limit + 1) / 2)
-        row = 500 * (1 - 0.07 - 0.87 * (point[1] / limit + 1) / 2)
+        column = 900 * (0.09 + 0.88 * (point[0] / limit + 1) / 2)
+        row = 900 * (1 - 0.07 - 0.87 * (point[1] / limit + 1) / 2)
         assert colored(picture)[int(row) - 1 : int(row) + 2, int(column) - 1 : int(column) + 2].all()
-    legend = colored(picture)[:80, 370:].sum()
-    assert 0 < colored(picture).sum() - legend < 100  # two dots
+    legend = colored(picture)[:144, 666:].sum()
+    assert 0 < colored(picture).sum() - legend < 324  # two dots
     # again: what was drawn before is gone, and with labels other colors come
     assert torch.equal(CodePictures().draw(z, prior), picture)
     labelled = CodePictures().draw(z, prior, torch.tensor([2] * 50 + [3] * 50))
@@ -128,10 +128,10 @@ def test_codes_are_drawn_where_they_are():
 
 def test_the_scale_is_the_priors_until_codes_lie_outside():
     prior, z = torch.randn(1000, 3), torch.randn(100, 3)
-    frame = lambda z: CodePictures().draw(z, prior)[:, 470:]  # the numbers below the plot  # noqa: E731
+    frame = lambda z: CodePictures().draw(z, prior)[:, 846:]  # the numbers below the plot  # noqa: E731
     assert torch.equal(frame(0.5 * z), frame(0.3 * z))
     assert not torch.equal(frame(10 * z), frame(0.3 * z))
-    assert colored(CodePictures().draw(100 * z, prior))[40:460, 50:370].sum() > 100
+    assert colored(CodePictures().draw(100 * z, prior))[72:828, 90:666].sum() > 324
 
 
 def test_bad_arguments_are_refused():

@@ -13,6 +13,7 @@ from PIL import Image
 from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, PointNetWAE
 from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.captions import LINE
 from wae_lightning.cli.generate import draw, main, write, write_ply
 from wae_lightning.cli.inputs import read_images, read_inputs
 from wae_lightning.cli.load import load_data, load_model
@@ -61,8 +62,10 @@ def test_a_grid_and_a_folder_show_the_same_samples(digits, tmp_path):
     main([str(digits), "--num_samples", "6", "--out", str(tmp_path / "folder")])
     main([str(digits), "--num_samples", "6", "--out", str(tmp_path / "a.npz")])
     with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (3 * 30 + 2, 2 * 30 + 2)
-        grid_array = np.asarray(grid.convert("L"))
+        # at least 900 pixels wide, by a whole factor, below a line of text
+        assert grid.size == (10 * (3 * 30 + 2), 10 * (2 * 30 + 2) + LINE)
+        assert grid.getpixel((10, LINE + 10)) == (255, 255, 255)  # between pictures
+        grid_array = np.asarray(grid.convert("L"))[LINE::10, ::10]
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == [f"{i:05d}.png" for i in range(6)]
     for i, file in enumerate(files):
@@ -114,7 +117,9 @@ def test_pictures_of_any_size_are_reconstructed(digits, tmp_path):
     many = [str(tmp_path / "photo.jpg")] * 12
     main([str(digits), "--what", "reconstruction", "--inputs", *many, "--out", str(tmp_path / "r.png")])
     with Image.open(tmp_path / "r.png") as grid:
-        assert grid.size == (10 * 30 + 2, 4 * 30 + 2)
+        left = grid.width - 3 * (10 * 30 + 2)  # the names of the rows
+        assert 40 < left < 80
+        assert grid.height == 3 * (4 * 30 + 2) + LINE
 
 
 def test_pictures_of_any_depth_are_read_alike(tmp_path):

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
+from wae_lightning.callbacks.pictures import in_unit_range, write_png
 from wae_lightning.checkpoints import build_bounded, check_layers, layer_classes
 from wae_lightning.parts import describe
 from wae_lightning.training.finite import first_bad_weights
@@ -109,7 +110,7 @@ def _draw_samples(model: Any, path: Path) -> bool:
     except (AttributeError, ValueError):  # no model of ours, or one that needs a part of an image
         return False
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        save_image(samples, path, nrow=8, normalize=samples.min() < 0)
+        write_png(path, make_grid(in_unit_range(model, samples), nrow=8, pad_value=1))
     elif samples.ndim == 3 and samples.shape[2] == 3:
         from wae_lightning.callbacks.point_clouds import draw_point_sets
 

@@ -185,7 +185,7 @@ def plot(results: dict[str, Any], pythae: list[dict[str, Any]], file: Path) -> N
     axes.axhline(statistics.median(floors), color="black", linestyle=":", label="real training images")
     axes.set(xscale="log", yscale="log", xlabel="training, CPU seconds of one core", ylabel="digits-FID of samples")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=115)
 
 
 def main(given: list[str] | None = None) -> None:

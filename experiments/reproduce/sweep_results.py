@@ -83,7 +83,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
                 axes.plot(*zip(*values, strict=True), style, color=color, label=f"{label}{by}")
     figure.axes[0].set_ylabel("digits-FID")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=115)
 
 
 def main(given: list[str] | None = None) -> None:

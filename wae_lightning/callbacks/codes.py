@@ -46,7 +46,7 @@ def _plot(limit: float) -> tuple[Any, Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    canvas: Any = FigureCanvasAgg(Figure(figsize=(5, 5)))
+    canvas: Any = FigureCanvasAgg(Figure(figsize=(5, 5), dpi=180))
     axes = canvas.figure.add_axes((0.09, 0.07, 0.88, 0.87), xlim=(-limit, limit), ylim=(-limit, limit))
     axes.set_title("codes where they deviate most from the prior")
     clouds = (

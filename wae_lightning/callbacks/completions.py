@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor
 
 from wae_lightning.callbacks.pictures import Pictures, in_unit_range, pairs_of
+from wae_lightning.captions import Caption
 from wae_lightning.kernels import squared_distances
 from wae_lightning.lightning import LightningModule, Trainer
 
@@ -73,6 +74,11 @@ class CompletionPictures(Pictures):
     def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draws the grid of the pairs that were kept."""
         return {"completions": self.draw(model, examples["x"], examples["y"], self._pairs)}
+
+    def caption(self, name: str, examples: dict[str, Tensor]) -> Caption | None:
+        given = self._pairs is not None and self._pairs.show(examples["x"][:1]) is not None
+        answers = [str(number) for number in range(1, self.columns + 1)]
+        return Caption("Completions", columns=[*(["given"] if given else []), "true", *answers])
 
     def draw(self, model: Any, x: Tensor, y: Tensor, pairs: Any = None) -> Tensor:
         """Draws the grid.

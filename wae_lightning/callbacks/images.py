@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor
 
 from wae_lightning.callbacks.pictures import Pictures, in_unit_range
+from wae_lightning.captions import Caption
 
 __all__ = ["ImagePictures"]
 
@@ -37,6 +38,14 @@ class ImagePictures(Pictures):
     def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Draws the three pictures of images that were kept."""
         return self.draw(model, examples["inputs"])
+
+    def caption(self, name: str, examples: dict[str, Tensor]) -> Caption | None:
+        bands = -(-min(len(examples["inputs"]), 2 * self.columns) // self.columns)
+        return {
+            "samples": Caption("Samples: draws from the prior, decoded"),
+            "reconstructions": Caption("Images, and what the model makes of them", ["image", "model"] * bands),
+            "interpolations": Caption("Interpolations: each row leads from one image to another"),
+        }.get(name)
 
     @torch.no_grad()
     def draw(self, model: Any, inputs: Tensor) -> dict[str, Tensor]:

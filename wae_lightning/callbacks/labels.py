@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor
 
 from wae_lightning.callbacks.pictures import Pictures, in_unit_range, pairs_of
+from wae_lightning.captions import Caption
 from wae_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["LabelPictures"]
@@ -48,6 +49,14 @@ class LabelPictures(Pictures):
         if not hasattr(self._labels, "examples"):
             return {}
         return self.draw(model, examples["x"], examples["y"], self._labels.examples())
+
+    def caption(self, name: str, examples: dict[str, Tensor]) -> Caption | None:
+        labels = self._labels.examples()
+        names = [str(int(label)) for label in labels] if labels.ndim == 1 else [""] * len(labels)
+        return {
+            "class_samples": Caption("Samples of each class, one code in each column", rows=names),
+            "styles": Caption("The style of an image under each label", columns=["image", *names]),
+        }.get(name)
 
     @torch.no_grad()
     def draw(self, model: Any, x: Tensor, y: Tensor, labels: Tensor) -> dict[str, Tensor]:

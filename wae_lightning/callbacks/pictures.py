@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wae_lightning.captions import Caption, present
 from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 
 __all__ = ["Pictures", "log_picture"]
@@ -30,7 +31,7 @@ _HOW: dict[str, Callable[[Any, str, Any, int], Any]] = {
 }
 
 
-def log_picture(trainer: Trainer, name: str, picture: Tensor, step: int) -> None:
+def log_picture(trainer: Trainer, name: str, picture: Tensor, step: int, caption: Caption | None = None) -> None:
     """Sends a picture to every logger that takes pictures; if there is none, to ``NAME.png`` in the run's folder.
 
     Loggers that take pictures are those of TensorBoard, Weights & Biases, MLflow and Comet.
@@ -40,6 +41,7 @@ def log_picture(trainer: Trainer, name: str, picture: Tensor, step: int) -> None
         name: Tag of the picture.
         picture: Shape (3, height, width), uint8 or floats in [0, 1].
         step: Where it stands on the axis of the scalars.
+        caption: What is written beside it in a file.
     """
     pixels = _pixels(picture)
     taken = False
@@ -49,7 +51,7 @@ def log_picture(trainer: Trainer, name: str, picture: Tensor, step: int) -> None
             how(logger, name, pixels, step)
             taken = True
     if not taken:
-        write_png(run_folder(trainer) / f"{name}.png", picture)
+        write_png(run_folder(trainer) / f"{name}.png", picture, caption)
 
 
 def _pixels(picture: Tensor) -> Any:
@@ -59,11 +61,14 @@ def _pixels(picture: Tensor) -> Any:
     return picture.permute(1, 2, 0).cpu().numpy()
 
 
-def write_png(path: Path, picture: Tensor) -> None:
-    """Writes a picture (3, height, width), uint8 or floats in [0, 1]; a file that is there is whole at any time."""
+def write_png(path: Path, picture: Tensor, caption: Caption | None = None) -> None:
+    """Writes a picture (3, height, width), uint8 or floats in [0, 1], large enough to see, and what is on it.
+
+    A file that is there is whole at any time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.tmp")
-    Image.fromarray(_pixels(picture)).save(unfinished, "PNG")
+    present(Image.fromarray(_pixels(picture)), caption).save(unfinished, "PNG")
     os.replace(unfinished, path)
 
 
@@ -145,6 +150,10 @@ class Pictures(Callback, ABC):
             examples: What :meth:`examples` found in the first batches.
         """
 
+    def caption(self, name: str, examples: dict[str, Tensor]) -> Caption | None:
+        """What is written beside the picture of a name, in files; None: nothing."""
+        return None
+
     def examples(self, model: Any, batch: Any, outputs: Any, count: int) -> dict[str, Tensor]:
         """Takes out of a batch what is drawn, at most the first ``count`` rows."""
         return {"inputs": inputs_of(model, batch)[:count]}
@@ -184,12 +193,12 @@ class Pictures(Callback, ABC):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due(trainer):
             for name, picture in self._draw(trainer, pl_module).items():
-                log_picture(trainer, name, picture, step_of_scalars(trainer))
+                log_picture(trainer, name, picture, step_of_scalars(trainer), self.caption(name, self.kept()))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due(trainer):
             for name, picture in self._draw(trainer, pl_module).items():
-                write_png(run_folder(trainer) / f"{name}.png", picture)
+                write_png(run_folder(trainer) / f"{name}.png", picture, self.caption(name, self.kept()))
 
     def _draw(self, trainer: Trainer, model: LightningModule) -> dict[str, Tensor]:
         with beside_training(trainer, model):

@@ -40,6 +40,7 @@ from torchvision.utils import make_grid
 from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.callbacks import draw_point_sets
 from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.captions import Caption, present
 from wae_lightning.cli.codes import write_codes
 from wae_lightning.cli.conditions import draw_pairs
 from wae_lightning.cli.device import choose_device
@@ -124,8 +125,8 @@ def draw_anything(model: WAE, known: Any) -> tuple[Tensor, Tensor | None]:
     """Computes what the user asked for, (rows, columns, *shape), on the CPU, and its labels, if it has any."""
     if known.num_samples is None:
         known.num_samples = 8 if isinstance(model, ConditionalWAE) else 64
-    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1)):
-        if getattr(known, name) < least:
+    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1), ("scale", 1)):
+        if getattr(known, name) is not None and getattr(known, name) < least:
             raise UsageError(f"--{name} must be at least {least}, got {getattr(known, name)}")
     if isinstance(model, ConditionalWAE):
         torch.manual_seed(known.seed)
@@ -158,21 +159,34 @@ def break_rows(pairs: Tensor, columns: int = 10) -> Tensor:
     return padded.reshape(2, -1, columns, *pairs.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
-def draw_picture(rows: Tensor, clouds: bool) -> Image.Image:
+def draw_picture(rows: Tensor, clouds: bool, caption: Caption | None = None, scale: int | None = None) -> Image.Image:
     """Draws (rows, columns, *shape) as one picture."""
     if not clouds:
         grid = make_grid(rows.flatten(0, 1), nrow=rows.shape[1], pad_value=1).clamp(0, 1)
-        return to_pil_image(grid)  # type: ignore[no-any-return]
+        return present(to_pil_image(grid), caption, scale)
     figure = draw_point_sets(list(rows))
     figure.set_dpi(80)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return present(Image.fromarray(np.asarray(canvas.buffer_rgba())), caption, scale)
 
 
-def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> None:
+def describe(rows: Tensor, what: str, labels: Tensor | None) -> Caption:
+    """What is written beside a picture of (rows, columns, *shape)."""
+    count, columns = rows.shape[:2]
+    names = [str(int(label)) for label in labels[:, 0]] if labels is not None and labels.ndim == 2 else []
+    if what == "reconstruction":
+        return Caption("Inputs, and what the model makes of them", ["input", "model"] * (count // 2))
+    if what == "completion":
+        return Caption("The first picture of a row is the input", columns=["input", *[""] * (columns - 1)])
+    if what == "traversal":
+        return Caption("Traversal", [str(number) for number in range(1, count + 1)])
+    return Caption(what.capitalize(), names if what == "samples" else [])
+
+
+def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None, scale: int | None = None) -> None:
     """Writes (rows, columns, *shape) in the format that the ending of ``out`` names; never half a file.
 
     Raises:
@@ -196,7 +210,7 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> N
             return
         if out.suffix == ".png":
             shown = break_rows(rows) if what == "reconstruction" else rows
-            draw_picture(shown, clouds).save(part, "PNG")
+            draw_picture(shown, clouds, describe(shown, what, labels), scale).save(part, "PNG")
         elif out.suffix == ".npz":
             with part.open("wb") as file:
                 arrays: Any = {"samples": all_of_them.numpy()}
@@ -205,7 +219,8 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None) -> N
                 np.savez_compressed(file, **arrays)
         elif out.suffix == ".gif" and what == "interpolation":
             # one frame for each step, all lines side by side
-            frames = [draw_picture(rows[:, step : step + 1].transpose(0, 1), clouds) for step in range(rows.shape[1])]
+            steps = range(rows.shape[1])
+            frames = [draw_picture(rows[:, step].unsqueeze(0), clouds, scale=scale) for step in steps]
             frames += frames[-2:0:-1]
             frames[0].save(part, "GIF", save_all=True, append_images=frames[1:], duration=80, loop=0)
         elif out.suffix == ".ply" and clouds and len(all_of_them) == 1:
@@ -239,6 +254,9 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
     parser.add_argument("--part", choices=("train", "val", "test"), default="test", help="set of --what codes (test)")
     parser.add_argument("--data.NAME", metavar="VALUE", help="another value for an argument of the data module")
+    parser.add_argument(
+        "--scale", type=int, help="size of a pixel in .png and .gif (they are 900 pixels wide, or more)"
+    )
     parser.add_argument("--out", type=Path, help="file or folder to write (samples.png; codes.npz)")
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known, overrides = read_overrides(parser, arguments)
@@ -246,7 +264,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
         for name in (
-            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask")
+            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask", "scale")
             if codes
             else ("part",)
         ):
@@ -263,7 +281,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
         rows, labels = draw_anything(model, known)
         if rows.ndim > 4 and (model.input_range or known.out.suffix != ".npz"):
             rows = in_unit_range(model, rows)
-        write(rows, known.what, known.out, labels)
+        write(rows, known.what, known.out, labels, known.scale)
     except (OSError, ValueError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
