@@ -251,6 +251,17 @@ def test_sliced_distance_agrees_with_pot_on_average():
     assert SlicedWasserstein(20_000)(z, z_prior).item() == pytest.approx(expected, rel=0.03)
 
 
+def test_max_sliced_distance_starts_at_the_worst_of_its_directions():
+    z, z_prior = normal(100, 0) * torch.arange(1, D + 1), normal(100, 1)
+    torch.manual_seed(3)
+    found = MaxSlicedWasserstein(20, steps=0)(z, z_prior)
+    torch.manual_seed(3)
+    directions = torch.randn(D, 20)
+    directions /= directions.norm(dim=0)
+    distances = [np.square(np.sort(z @ one) - np.sort(z_prior @ one)).mean() for one in directions.T]
+    assert float(found) == pytest.approx(max(distances), rel=1e-4)
+
+
 def test_max_sliced_distance_finds_the_worst_direction():
     # only one direction is wrong, and it is known
     z = normal(2000, 0)
