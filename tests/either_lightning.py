@@ -1,6 +1,6 @@
 """Run by test_lightning_packages.py: a user's program that imports one of Lightning's packages and then ours.
 
-python tests/either_lightning.py PACKAGE TASK FOLDER
+python tests/either_lightning.py PACKAGE FOLDER TASK ...
 """
 
 import importlib
@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-package, task, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+package, folder, tasks = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 if package == "lightning.pytorch":
     import lightning as L
 else:
@@ -88,7 +88,8 @@ def command_line():
     ]  # fmt: skip
     made = cli.LightningCLI(WAEMMD, datamodules.MNISTDataModule, args=flags, run=False)
     made.trainer.fit(made.model, made.datamodule)
-    return {"steps": made.trainer.global_step, "instantiator": made.model.hparams.get("_instantiator", "")}
+    kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    return {"steps": made.trainer.global_step, "class": kept["_class_path"], "hyper_parameters": json.dumps(kept)}
 
 
 def resume():
@@ -104,5 +105,5 @@ def resume():
 
 
 if __name__ == "__main__":
-    results = {"fit": fit, "ddp": ddp, "cli": command_line, "resume": resume}[task]()
-    print("\n" + json.dumps(results))
+    known = {"fit": fit, "ddp": ddp, "cli": command_line, "resume": resume}
+    print("\n" + json.dumps({task: known[task]() for task in tasks}))

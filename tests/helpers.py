@@ -2,7 +2,9 @@
 
 import functools
 import importlib
+import struct
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,3 +66,10 @@ def assert_equal(a, b):
             assert_equal(a[name], b[name])
     else:
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def write_idx(path, array):
+    array = np.asarray(array, np.uint8)
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(struct.pack(">I", size) for size in array.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + array.tobytes())

@@ -1,12 +1,12 @@
 """WAE-MMD and WAE-GAN under DistributedDataParallel with two CPU processes."""
 
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 import two_processes
+from forked import Forked
 
 import wae_lightning
 
@@ -15,13 +15,15 @@ import wae_lightning
 def results(tmp_path_factory):
     file = tmp_path_factory.mktemp("ddp") / "results.pt"
     script = Path(two_processes.__file__)
-    run = subprocess.run(
-        [sys.executable, str(script), str(file)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    with (
+        Forked(script, file, **place, NODE_RANK="0", LOCAL_RANK="0") as first,
+        Forked(script, file, **place, NODE_RANK="0", LOCAL_RANK="1") as second,
+    ):
+        for ran in (first.finish(), second.finish()):
+            assert ran.returncode == 0, ran.stderr
     return torch.load(file, weights_only=True)
 
 

@@ -4,13 +4,11 @@ The site builds without a warning, and everything public has a docstring.
 """
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
 import re
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 import tables
 import torch
 import yaml
+from forked import run_forked
 
 import datamodules
 import wae_lightning
@@ -204,18 +203,8 @@ def test_a_tutorial_was_run_as_it_stands(notebook):
 def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_path):
     for module in ("sphinx", "furo", "myst_nb"):
         pytest.importorskip(module)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "-d",
-        str(tmp_path / "trees"),
-        str(DOCS),
-        str(tmp_path / "site"),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    sphinx = importlib.util.find_spec("sphinx.__main__").origin
+    built = run_forked(sphinx, "-q", "-W", "-d", tmp_path / "trees", DOCS, tmp_path / "site", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     described = {line.split(" ")[0] for line in zlib.decompress(inventory).decode().splitlines() if " py:" in line}

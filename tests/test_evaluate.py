@@ -149,7 +149,11 @@ def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path, capsys):
     assert "missing.ckpt: no such file" in capsys.readouterr().err
 
 
-def test_a_moved_checkpoint_is_measured_without_the_data_it_was_trained_on(checkpoint, tmp_path, capsys):
+def test_a_moved_checkpoint_is_measured_without_the_data_it_was_trained_on(
+    checkpoint, few_digits, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "data").symlink_to(few_digits)
+    monkeypatch.chdir(tmp_path)
     content = torch.load(checkpoint, weights_only=True)
     content["datamodule_hyper_parameters"]["root"] = str(tmp_path / "gone")
     torch.save(content, tmp_path / "moved.ckpt")
@@ -353,7 +357,7 @@ def test_a_model_of_another_range_is_measured_in_the_unit_range(checkpoint):
     model.encoder = torch.nn.Sequential(Affine(0.5, 0.5), encoder)
     model.decoder = torch.nn.Sequential(decoder, Affine(2.0, -1.0))
     model.input_range = (-1.0, 1.0)
-    wide = Wide(val_fraction=data.val_fraction, batch_size=data.batch_size)
+    wide = Wide(data.root, val_fraction=data.val_fraction, batch_size=data.batch_size)
     found = evaluate_images(model, wide, num_samples=60)
     for name in ("mse", "psnr", "ssim", "fid_digits_60", "fid_digits_floor", "sharpness_samples", "sharpness_real"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name

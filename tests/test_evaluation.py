@@ -100,8 +100,8 @@ def test_a_model_of_ones_own_data_module_is_trained_and_measured(tmp_path, monke
     assert "--data.batchsize: Stripes takes batch_size" in capsys.readouterr().err
 
 
-def test_measuring_leaves_the_data_module_as_it_was():
-    data = MNISTDataModule(batch_size=77)
+def test_measuring_leaves_the_data_module_as_it_was(few_digits):
+    data = MNISTDataModule(few_digits, batch_size=77)
     model = small_model()
     results = evaluate(model, data, num_samples=30)
     assert data.batch_size == 77

@@ -334,7 +334,8 @@ def test_only_upright_digits_are_digits(tmp_path: Path) -> None:
 def test_one_command_trains_evaluates_and_generates(root: Path, trained, tmp_path: Path, config: str) -> None:
     from wae_lightning.cli import evaluate, generate
 
-    checkpoint = trained(config, f"--data.root={root}", "--data.batch_size=20")
+    small = ["--model.latent_dim=8", "--model.encoder.width=0.1", "--model.decoder.width=0.1"]
+    checkpoint = trained(config, f"--data.root={root}", "--data.batch_size=20", *small)
     assert (checkpoint.parents[1] / "samples.png").is_file()
     evaluate.main(
         [str(checkpoint), f"--data.root={root}", "--num_samples", "60", "--out", str(tmp_path / "metrics.json")]

@@ -4,16 +4,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.run
+from forked import TRAIN, Forked, run_forked, wait_for
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "experiments" / "train.py"
 SHORT = [
     "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false",
     "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
@@ -23,8 +22,9 @@ RUN = Path("runs/mnist_wae_mmd/version_0")
 
 
 def environment(**more):
+    """Variables, None: not there."""
     launched = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "WAE_LIGHTNING_RUN_FOLDER")
-    clean = {name: value for name, value in os.environ.items() if name not in launched and "SLURM" not in name}
+    clean = dict.fromkeys([*launched, *(name for name in os.environ if "SLURM" in name)])
     return {**clean, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
@@ -34,21 +34,8 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(command, folder, **more):
-    return subprocess.Popen(
-        list(map(str, command)), cwd=folder, env=environment(**more), text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(processes, seconds=240):
-    """What processes printed, and none of them is left behind."""
-    try:
-        return [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+def start(script, *arguments, folder, **more):
+    return Forked(script, *arguments, cwd=folder, **environment(**more))
 
 
 def steps_and_folders(folder):
@@ -58,26 +45,23 @@ def steps_and_folders(folder):
 
 def test_two_nodes_train_and_two_processes_go_on_in_the_same_folder(tmp_path):
     port = free_port()
-    processes = [
-        start(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
-                f"--node_rank={node}",
-                "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
-                SCRIPT, *SHORT, "--max_epochs=1", "--num_nodes=2", "--devices=1", "--strategy=ddp",
-            ],
-            tmp_path,
-        )
-        for node in (0, 1)
+    command = [
+        torch.distributed.run.__file__, "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
     ]  # fmt: skip
-    printed = finish(processes)
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert sum(f"Written to {RUN}" in text for text in printed) == 1
+    flags = [TRAIN, *SHORT, "--max_epochs=1", "--num_nodes=2", "--devices=1", "--strategy=ddp"]
+    with (
+        start(*command, "--node_rank=0", *flags, folder=tmp_path) as first,
+        start(*command, "--node_rank=1", *flags, folder=tmp_path) as second,
+    ):
+        nodes = [first.finish(240), second.finish(240)]
+    assert [node.returncode for node in nodes] == [0, 0], nodes
+    assert sum(f"Written to {RUN}" in node.stdout for node in nodes) == 1
     assert steps_and_folders(tmp_path) == 2
     more = [*SHORT, "--max_epochs=2", "--devices=2", "--strategy=ddp", "--ckpt_path=last"]
-    process = start([sys.executable, SCRIPT, *more], tmp_path)
-    (text,) = finish([process])
-    assert process.returncode == 0, text
+    with start(TRAIN, *more, folder=tmp_path) as process:
+        ran = process.finish(240)
+    assert ran.returncode == 0, ran.stderr
     assert steps_and_folders(tmp_path) == 4
     assert torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
@@ -88,9 +72,9 @@ def test_a_job_of_slurm(tmp_path):
         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1",
         "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NODELIST": "127.0.0.1",
     }  # fmt: skip
-    process = start([sys.executable, SCRIPT, *SHORT, "--max_epochs=1", "--devices=1"], tmp_path, **slurm)
-    (text,) = finish([process])
-    assert process.returncode == 0, text
+    with start(TRAIN, *SHORT, "--max_epochs=1", "--devices=1", folder=tmp_path, **slurm) as process:
+        ran = process.finish()
+    assert ran.returncode == 0, ran.stderr
     assert steps_and_folders(tmp_path) == 2
 
 
@@ -105,20 +89,14 @@ def command_of(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path):
     flags = [flag for flag in SHORT if "limit_train" not in flag]
-    process = start(
-        [
-            sys.executable, SCRIPT, *flags, "--limit_train_batches=5", "--max_epochs=5000", "--devices=2",
-            "--strategy=ddp",
-        ],
-        tmp_path,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / RUN / "checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    (second,) = [pid for pid in children(process.pid) if str(SCRIPT) in command_of(pid)]
-    os.kill(second, signal.SIGKILL)
-    (text,) = finish([process], 60)
-    assert process.returncode not in (0, None)
+    flags += ["--limit_train_batches=5", "--max_epochs=5000", "--devices=2", "--strategy=ddp"]
+    with start(TRAIN, *flags, folder=tmp_path) as process:
+        wait_for(tmp_path / RUN / "checkpoints/last.ckpt")
+        (second,) = [pid for pid in children(process.pid) if str(TRAIN) in command_of(pid)]
+        os.kill(second, signal.SIGKILL)
+        ran = process.finish()
+    assert ran.returncode != 0
+    text = ran.stdout + ran.stderr
     assert "Traceback" not in text, text
     sentences = [line for line in text.splitlines() if line.startswith("train.py: ")]
     assert len(sentences) == 1, text
@@ -129,6 +107,11 @@ def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path):
 # ---- another package named datamodules -------------------------------------------------------------------------------
 
 
+def run_code(code, folder):
+    (folder / "program.py").write_text(code)
+    return run_forked("program.py", cwd=folder, **environment(PYTHONPATH=f"{folder}:{ROOT}"))
+
+
 @pytest.mark.parametrize("place", ["datamodules/__init__.py", "datamodules.py", "datamodules/mine.py"])
 @pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
 def test_another_package_named_datamodules_is_named(command, place, tmp_path):
@@ -136,9 +119,7 @@ def test_another_package_named_datamodules_is_named(command, place, tmp_path):
     file.parent.mkdir(exist_ok=True)
     file.write_text("raise RuntimeError('this is not to be imported')\n")
     code = f"import sys; from wae_lightning.cli.main import main; main([{command!r}, '--unknown'])"
-    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(**path), capture_output=True,
-                         text=True)  # fmt: skip
+    ran = run_code(code, tmp_path)
     if place == "datamodules/mine.py":  # a folder without __init__.py hides nothing
         assert "hidden" not in ran.stderr
         return
@@ -154,6 +135,5 @@ def test_another_package_named_datamodules_is_named(command, place, tmp_path):
 def test_models_work_beside_another_package_named_datamodules(tmp_path):
     (tmp_path / "datamodules.py").write_text("raise RuntimeError('this is not to be imported')\n")
     code = "import wae_lightning as w; print(w.WAEMMD().sample(2).shape, w.WAEGAN, w.ConditionalWAE, w.PointNetWAE)"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(PYTHONPATH=f"{tmp_path}:{ROOT}"),
-                         capture_output=True, text=True)  # fmt: skip
+    ran = run_code(code, tmp_path)
     assert ran.stdout.startswith("torch.Size([2, 1, 28, 28])"), ran.stderr

@@ -2,14 +2,11 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
+from forked import TRAIN, run_forked
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
 TESTS = Path(__file__).parent
@@ -19,61 +16,64 @@ MODELS = ["WAEMMD", "WAEGAN", "ConditionalWAE", "PointNetWAE"]
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")
 
 
-def start(*command, switch=None, **arguments):
-    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
-    environment |= {"PYTHONPATH": str(TESTS.parent)} | ({SWITCH: switch} if switch else {})
-    return subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300, **arguments
-    )
+@pytest.fixture
+def run_code(tmp_path):
+    """Runs a program of so many lines."""
+
+    def run(code, switch=None):
+        script = tmp_path / "program.py"
+        script.write_text(code)
+        return run_forked(script, **{SWITCH: switch})
+
+    return run
 
 
-def results(package, task, folder):
-    ran = start(TESTS / "either_lightning.py", package, task, folder)
+def results(package, folder, *tasks):
+    """What the tasks of ``either_lightning.py`` found."""
+    ran = run_forked(TESTS / "either_lightning.py", package, folder, *tasks, **{SWITCH: None})
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    return functools.cache(lambda package: results(package, "fit", tmp_path_factory.mktemp("fit")))
+def found(tmp_path_factory):
+    return functools.cache(lambda package: results(package, tmp_path_factory.mktemp("found"), "fit", "cli"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("package", PACKAGES)
-def test_each_package_trains_each_model(package, model, precision, fitted):
+def test_each_package_trains_each_model(package, model, precision, found):
     expected = {"steps": 2, "changed": True, "finite": True, "module": True}
-    assert fitted(package)[f"{model} {precision}"] == expected
+    assert found(package)["fit"][f"{model} {precision}"] == expected
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_two_processes(package, tmp_path):
-    assert results(package, "ddp", tmp_path) == {"steps": 1, "equal": True, "processes": 2}
+    assert results(package, tmp_path, "ddp")["ddp"] == {"steps": 1, "equal": True, "processes": 2}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_lightning_cli(package, tmp_path):
-    found = results(package, "cli", tmp_path)
-    assert found["steps"] == 2
-    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["hyper_parameters"]["_class_path"] == "wae_lightning.WAEMMD"
-    assert package not in json.dumps(checkpoint["hyper_parameters"])
+def test_lightning_cli(package, found):
+    of_cli = found(package)["cli"]
+    assert of_cli["steps"] == 2
+    assert of_cli["class"] == "wae_lightning.WAEMMD"
+    assert package not in of_cli["hyper_parameters"]
 
 
 def test_each_package_goes_on_from_the_others_checkpoint(tmp_path):
     found = {}
     for order in (PACKAGES, PACKAGES[::-1], [PACKAGES[0]] * 2):
         folder = tmp_path / "-".join(order)
-        results(order[0], "resume", folder)
-        found[folder.name] = results(order[1], "resume", folder)
+        results(order[0], folder, "resume")
+        found[folder.name] = results(order[1], folder, "resume")["resume"]
     # exactly as within one package: random state, loops and the callbacks' states included
     assert all(one["steps"] == 4 and one["epoch"] == 2 and one["same"] for one in found.values())
     assert len({one["sum"] for one in found.values()}) == 1
 
 
-COMMAND = "import sys; from wae_lightning.cli.main import main; main(sys.argv[1:])"
 SHORT = [
-    "train", "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--accelerator=cpu",
+    "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--accelerator=cpu",
     "--enable_progress_bar=false", "--model.encoder=ConvEncoder", "--model.encoder.width=0.02",
     "--model.decoder=ConvDecoder", "--model.decoder.width=0.02",
 ]  # fmt: skip
@@ -81,12 +81,12 @@ SHORT = [
 
 @pytest.mark.parametrize("order", [PACKAGES, PACKAGES[::-1]], ids=str)
 def test_the_command_under_each_package(order, tmp_path):
-    first = start("-c", COMMAND, *SHORT, "--max_epochs=1", switch=order[0], cwd=tmp_path)
+    first = run_forked(TRAIN, *SHORT, "--max_epochs=1", cwd=tmp_path, **{SWITCH: order[0]})
     assert first.returncode == 0, first.stderr
     run = tmp_path / "runs/mnist_wae_mmd/version_0"
     assert f"class_path: {order[0]}.loggers.TensorBoardLogger" in (run / "config.yaml").read_text()
     more = [*SHORT, "--max_epochs=2", "--ckpt_path=last"]
-    second = start("-c", COMMAND, *more, switch=order[1], cwd=tmp_path)
+    second = run_forked(TRAIN, *more, cwd=tmp_path, **{SWITCH: order[1]})
     assert second.returncode == 0, second.stderr
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
     assert [path.name for path in run.parent.iterdir()] == ["version_0"]
@@ -113,38 +113,44 @@ SHOW = "from wae_lightning.lightning import PACKAGE, Trainer; print(PACKAGE, Tra
         ("import pytorch_lightning, lightning", PACKAGES[0], PACKAGES[0]),
     ],
 )
-def test_the_package_is_the_one_that_is_wanted_or_imported_already(imports, switch, expected):
-    ran = start("-W", "error:both pytorch_lightning", "-c", f"{imports}\n{SHOW}", switch=switch)
+def test_the_package_is_the_one_that_is_wanted_or_imported_already(imports, switch, expected, run_code):
+    strict = "import warnings; warnings.filterwarnings('error', 'both pytorch_lightning')"
+    ran = run_code(f"{strict}\n{imports}\n{SHOW}", switch)
     assert ran.stdout.split() == [expected, expected], ran.stderr
 
 
 @pytest.mark.parametrize("imports", ["import pytorch_lightning, lightning", "import lightning, pytorch_lightning"])
-def test_of_both_it_is_lightning_with_one_warning(imports):
-    ran = start("-c", f"{imports}\n{SHOW}\nimport datamodules\nfrom wae_lightning import WAEMMD, WAEGAN")
+def test_of_both_it_is_lightning_with_one_warning(imports, run_code):
+    ran = run_code(f"{imports}\n{SHOW}\nimport datamodules\nfrom wae_lightning import WAEMMD, WAEGAN")
     assert ran.stdout.split() == [PACKAGES[1]] * 2
     assert ran.stderr.count("both pytorch_lightning and lightning.pytorch are imported") == 1
     assert f"{SWITCH}=pytorch_lightning" in ran.stderr
 
 
-@pytest.mark.parametrize("later", ["import lightning as L", "from lightning.pytorch import Trainer"])
-@pytest.mark.parametrize("ours", ["from wae_lightning import WAEMMD", "from datamodules import MNISTDataModule"])
-def test_importing_lightning_after_us_says_cause_and_remedy(ours, later):
-    ran = start("-c", f"{ours}\n{later}")
+@pytest.mark.parametrize(
+    ("ours", "later"),
+    [
+        ("from wae_lightning import WAEMMD", "import lightning as L"),
+        ("from datamodules import MNISTDataModule", "from lightning.pytorch import Trainer"),
+    ],
+)
+def test_importing_lightning_after_us_says_cause_and_remedy(ours, later, run_code):
+    ran = run_code(f"{ours}\n{later}")
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: wae_lightning was imported before lightning and has chosen pytorch_lightning")
     assert f"Import lightning first, or set the environment variable {SWITCH}=lightning.pytorch" in last
     # the other remedy that it names: both side by side
-    assert start("-c", f"{ours}\n{later}", switch=PACKAGES[0]).returncode == 0
-    assert start("-c", f"{ours}\n{later}", switch=PACKAGES[1]).returncode == 0
+    assert run_code(f"{ours}\n{later}", PACKAGES[0]).returncode == 0
+    assert run_code(f"{ours}\n{later}", PACKAGES[1]).returncode == 0
 
 
-def test_a_wrong_name_in_the_variable():
-    ran = start("-c", SHOW, switch="lightning")
+def test_a_wrong_name_in_the_variable(run_code):
+    ran = run_code(SHOW, "lightning")
     assert f"{SWITCH} must be pytorch_lightning or lightning.pytorch, got 'lightning'" in ran.stderr
-    ran = start("-c", COMMAND, "train", "--max_epochs=1", switch="lightning")
+    ran = run_forked(TRAIN, "--max_epochs=1", **{SWITCH: "lightning"})
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines() == [
-        f"wae-lightning train: error: the environment variable {SWITCH} must be pytorch_lightning or "
-        "lightning.pytorch, got 'lightning'"
+        f"train.py: error: the environment variable {SWITCH} must be pytorch_lightning or lightning.pytorch, "
+        "got 'lightning'"
     ]

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import struct
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import TRAIN, run_forked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wae_lightning.cli import train
@@ -51,13 +51,10 @@ def run(tmp_path_factory):
             pytest.importorskip(needed)
         folder = tmp_path_factory.mktemp("run")
         (folder / "thesis.docx").touch()
-        environment = {**os.environ, "MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_SILENT": "true"}
-        environment |= {"PYTHONPATH": str(Path(train.__file__).parents[2])}
+        environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_SILENT": "true"}
         printed = []
         for flags in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
-            code = "import sys; from wae_lightning.cli.main import main; main(sys.argv[1:])"
-            command = [sys.executable, "-c", code, "train", *SHORT, *LOGGERS[name], *flags]
-            ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+            ran = run_forked(TRAIN, *SHORT, *LOGGERS[name], *flags, cwd=folder, **environment)
             assert ran.returncode == 0, ran.stderr
             printed.append(ran.stdout)
         return folder, printed

@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import write_idx
 from PIL import Image
 
 from datamodules import MNISTDataModule
 from datamodules.idx import find_idx_files, read_idx
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
 from wae_lightning.lightning import seed_everything
-
-
-def write_idx(path, array):
-    array = np.asarray(array, np.uint8)
-    header = bytes((0, 0, 8, array.ndim)) + b"".join(struct.pack(">I", size) for size in array.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + array.tobytes())
 
 
 def write_set(root, folder="MNIST", stems=("train", "t10k"), counts=(50, 20)):

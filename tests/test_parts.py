@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import assert_equal
 from torch import nn
 
 from wae_lightning import WAE, costs, kernels, networks, noise, penalties, priors, schedules
@@ -128,7 +129,10 @@ def outputs(model):
 
 
 def test_every_combination_comes_back_equal(tmp_path):
-    """For every combination that constructs: through a checkpoint, some through a folder, to the same numbers."""
+    """Each that constructs goes through a checkpoint, some through a folder, and has the same parts and weights.
+
+    Of every eleventh the numbers are compared, too: 11 divides none of the counts of parts.
+    """
     built = 0
     for prior, penalty, of_noise, flow in itertools.product(PRIORS, PENALTIES, NOISES, FLOWS):
         for encoder, decoder in image_networks(D * of_noise.features_per_dimension, flow is None):
@@ -153,8 +157,10 @@ def test_every_combination_comes_back_equal(tmp_path):
                 model.save_pretrained(tmp_path / str(built))
                 loaded = Model.from_pretrained(tmp_path / str(built))
             assert describe(loaded) == description
-            for got, expected in zip(outputs(loaded), outputs(model), strict=True):
-                torch.testing.assert_close(got, expected, rtol=0, atol=0)
+            assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
+            if built % 11 == 0:
+                for got, expected in zip(outputs(loaded), outputs(model), strict=True):
+                    torch.testing.assert_close(got, expected, rtol=0, atol=0)
             built += 1
     assert built > 700
     print(f"{built} combinations")

@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import benchmark
 import pytest
 import torch
-import train
-from benchmarks.training import precision
+from benchmarks import parts, training
 from benchmarks.turns import Options
+from forked import TRAIN, run_forked
 from helpers import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
 from datamodules.cached_images import ImagesOnDisk
 from wae_lightning import WAEGAN, WAEMMD
+from wae_lightning.training import allocator
 
 
 class Costs(torch.nn.Module):
@@ -71,10 +72,12 @@ def test_bfloat16_trains_nearly_alike(tmp_path):
 
 
 FAULTS = """
-import resource, sys, torch
-from wae_lightning.training.allocator import keep_freed_memory
+import importlib.util, resource, sys, torch
+spec = importlib.util.spec_from_file_location("allocator", sys.argv[2])  # without what the package imports
+allocator = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(allocator)
 torch.set_num_threads(1)
-print(keep_freed_memory() if sys.argv[1] == "kept" else False)
+print(allocator.keep_freed_memory() if sys.argv[1] == "kept" else False)
 def step():
     parts = [torch.ones(2**19) for _ in range(8)]
 for _ in range(3):
@@ -91,7 +94,7 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
 
     def output_of(what, **more):
-        command = [sys.executable, "-c", FAULTS, what]
+        command = [sys.executable, "-c", FAULTS, what, allocator.__file__]
         ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | more)
         return ran.stdout.split()
 
@@ -104,6 +107,14 @@ def test_freed_memory_is_used_again_without_asking_the_system():
     assert output_of("kept", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
 
 
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Benchmarks of 50 images at a time."""
+    for module in (parts, training):
+        monkeypatch.setattr(module, "run_of", lambda *a, run_of=training.run_of: run_of(*a, "--data.batch_size=50"))
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     out = tmp_path / "speed.json"
     benchmark.main(["--quick", "--sections", "training", "mmd", "sampling", f"--out={out}"])
@@ -133,14 +144,15 @@ def test_no_section_begins_when_time_is_up(capsys):
     assert printed.count("not measured: 1e-09 minutes are over") == len(benchmark.SECTIONS) - len(benchmark.ON_A_GPU)
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_precision_compares_what_is_alike():
     """Here on the CPU, where float32 and TF32 are one thing; only a GPU runs all of it."""
-    rows = precision(Options(torch.device("cpu"), quick=True))
+    rows = training.precision(Options(torch.device("cpu"), quick=True))
     for mode in ("float32", "TF32", "bf16-mixed"):
         row = rows[f"mnist_wae_mmd, {mode}"]
         assert 0 < row["share of matmul rate"] < 1
         assert row["lightning/bare loop"] > 0
-    late = precision(Options(torch.device("cpu"), quick=True, deadline=0))
+    late = training.precision(Options(torch.device("cpu"), quick=True, deadline=0))
     assert late["mnist_wae_mmd, float32"] == {"not measured": "time was up"}
 
 
@@ -202,13 +214,7 @@ def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
 def test_the_command_line_trains_with_two_processes(tmp_path):
     flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
     flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
-    run = subprocess.run(
-        [sys.executable, train.__file__, "--config=mnist_wae_gan", *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = run_forked(TRAIN, "--config=mnist_wae_gan", *flags, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
     # the second process has the first one's flags, so it neither trains another config nor writes a run of its own

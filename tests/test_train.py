@@ -1,10 +1,10 @@
 """The command line: what a run writes, how it resumes, and what it says of mistakes."""
 
 import errno
-import functools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from forked import TRAIN, Forked, run_forked, wait_for
 from helpers import assert_equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +24,6 @@ from wae_lightning.cli import train
 from wae_lightning.cli.flags import CONFIGS, complete_flags
 from wae_lightning.cli.load import load_model
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "train.py"
 SHORT = ["--limit_train_batches=3", "--limit_val_batches=2", "--limit_test_batches=1", "--enable_progress_bar=false"]
 SMALL = [
     "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
@@ -199,22 +199,15 @@ def test_mistakes_end_in_one_sentence(arguments, message, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(number, empty_folder):
     quick = [*SMALL, "--limit_train_batches=20", "--limit_val_batches=2", "--enable_progress_bar=false"]
-    command = [sys.executable, str(SCRIPT), "--config", "mnist_wae_gan", *quick, "--max_epochs=2000"]
-    # a background job of a shell, such as a CI run, ignores SIGINT, and its children would inherit that
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    quick += ["--trainer.callbacks=[]", "--config", "mnist_wae_gan"]
     checkpoints = empty_folder / "runs" / "mnist_wae_gan" / "version_0" / "checkpoints"
-    deadline = time.monotonic() + 90
-    while not (checkpoints / "last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    try:
-        _, printed = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number
-    assert "Traceback" not in printed
-    (sentence,) = re.findall("^train.py: .*", printed, re.MULTILINE)
+    with Forked(TRAIN, *quick, "--max_epochs=2000") as process:
+        wait_for(checkpoints / "last.ckpt")
+        process.send_signal(number)
+        ran = process.finish(60)
+    assert ran.returncode == 128 + number
+    assert "Traceback" not in ran.stderr
+    (sentence,) = re.findall("^train.py: .*", ran.stderr, re.MULTILINE)
     advice = re.search(rf"stopped by {number.name} after step \d+; go on with: (.*)", sentence).group(1)
     checkpoint = torch.load(checkpoints / "last.ckpt", weights_only=True)
     epoch = checkpoint["epoch"]
@@ -223,7 +216,12 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(number, empty_
     # the command works as it is printed; only the epochs are too many for a test
     assert advice.count("--max_epochs=2000") == 1
     advice = advice.replace("--max_epochs=2000", f"--max_epochs={epoch + 2}")
-    subprocess.run(advice, shell=True, check=True, capture_output=True)
+    if number == signal.SIGINT:
+        subprocess.run(advice, shell=True, check=True, capture_output=True)
+    else:
+        python, *command = shlex.split(advice)
+        assert Path(python).name.startswith("python")
+        assert run_forked(*command).returncode == 0
     assert [path.name for path in checkpoints.parents[1].iterdir()] == ["version_0"]
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] == epoch + 1
 
@@ -286,11 +284,11 @@ train.main(sys.argv[1:])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
-def test_batches_that_do_not_fit_into_memory_end_in_one_sentence():
+def test_batches_that_do_not_fit_into_memory_end_in_one_sentence(empty_folder):
     """The first layer's output alone is 1.6 GB, and the process may have 1 GB more than it has."""
     flags = ["--data.batch_size=8192", "--model.encoder.width=2", "--accelerator=cpu", "--enable_progress_bar=false"]
-    command = [sys.executable, "-c", LITTLE_MEMORY, *flags, "--max_steps=1"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (empty_folder / "little_memory.py").write_text(LITTLE_MEMORY)
+    ran = run_forked("little_memory.py", *flags, "--max_steps=1", "--num_sanity_val_steps=0", "--trainer.callbacks=[]")
     assert ran.returncode == 1
     assert re.match(
         "train.py: error: out of memory with batches of 8192: try a smaller --data.batch_size .*you tried to allocate",
@@ -339,36 +337,23 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_of_one(empty_f
 
 @pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
 def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(config, empty_folder):
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        "--config",
-        config,
-        "--model.encoder.width=0.02",
-        "--model.decoder.width=0.02",
-    ]
-    command += ["--max_epochs=3", "--enable_progress_bar=false", "--trainer.deterministic=true"]
+    command = [TRAIN, "--config", config, "--model.encoder.width=0.02", "--model.decoder.width=0.02", "--max_epochs=3"]
+    command += ["--enable_progress_bar=false", "--trainer.deterministic=true", "--limit_train_batches=20"]
 
-    def last(folder):
-        return folder / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"
+    def last(name):
+        return empty_folder / name / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"
 
     for name in ("whole", "killed"):
         (empty_folder / name).mkdir()
-    subprocess.run(command, cwd=empty_folder / "whole", check=True, capture_output=True)
-    process = subprocess.Popen(
-        command, cwd=empty_folder / "killed", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 90
-    while not last(empty_folder / "killed").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)  # into the next epoch
-    process.kill()
-    process.wait()
-    assert torch.load(last(empty_folder / "killed"), weights_only=True)["epoch"] < 2
-    subprocess.run([*command, "--ckpt_path=last"], cwd=empty_folder / "killed", check=True, capture_output=True)
-    whole, resumed = (
-        torch.load(last(empty_folder / name), weights_only=True)["state_dict"] for name in ("whole", "killed")
-    )
+    assert run_forked(*command, cwd=empty_folder / "whole").returncode == 0
+    with Forked(*command, cwd=empty_folder / "killed") as process:
+        wait_for(last("killed"))
+        time.sleep(0.1)  # into the next epoch
+        process.send_signal(signal.SIGKILL)
+        assert process.finish().returncode == -signal.SIGKILL
+    assert torch.load(last("killed"), weights_only=True)["epoch"] < 2
+    assert run_forked(*command, "--ckpt_path=last", cwd=empty_folder / "killed").returncode == 0
+    whole, resumed = (torch.load(last(name), weights_only=True)["state_dict"] for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     assert len(whole) == len(resumed) > 10
     assert_equal(whole, resumed)

@@ -28,13 +28,14 @@ from faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 300  # seconds; a fault may also make the tests hang
-LIBRARIES = (
-    "h5py", "hypothesis", "jsonargparse", "matplotlib.figure", "PIL.Image", "pytest",
-    "pytorch_lightning", "scipy.stats", "sklearn.mixture", "torch", "torch.utils.tensorboard", "torchmetrics.image",
-    "torchvision", "yaml",
-)  # fmt: skip
 _MOMENTS = itertools.count(10**9)
 PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "h5py", "hypothesis", "jsonargparse", "matplotlib.figure", "PIL.Image", "pytest", "scipy.stats",
+        "sklearn.mixture", "torch", "torch.utils.tensorboard", "torchmetrics.image", "torchvision", "yaml",
+    ]
+)  # fmt: skip
 
 
 class NotApplicable(Exception):
@@ -150,7 +151,6 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [fault for fault in FAULTS if any(word in f"{fault.file} {fault.tests}" for word in known.only)]
     survived: list[str] = []
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    PROCESSES.set_forkserver_preload(list(LIBRARIES))
     begin = time.perf_counter()
     try:
         for fault in chosen:  # before the first test runs

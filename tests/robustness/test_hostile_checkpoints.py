@@ -7,7 +7,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hostile_checkpoints
 
 
-def test_hostile_checkpoints_are_refused_or_harmless():
+def test_hostile_checkpoints_are_refused_or_harmless(few_digits, tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(few_digits)  # where a checkpoint names no folder
+    monkeypatch.chdir(tmp_path)
     results = hostile_checkpoints.run(150)
     assert results["failures"] == []
     for name, counts in results["readers"].items():
