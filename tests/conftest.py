@@ -49,15 +49,13 @@ def few_digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, few_digits):
+def trained(tmp_path_factory):
     """Trains three steps of a config with train.py, once for all tests, and returns its last checkpoint."""
     from wae_lightning.cli import train
 
     @functools.cache
     def checkpoint(config: str, *flags: str) -> Path:
         folder = tmp_path_factory.mktemp(config)
-        if config in ("mnist_wae_mmd", "mnist_wae_gan"):
-            flags = (f"--data.root={few_digits}", *flags)
         before, arguments = os.getcwd(), sys.argv
         os.chdir(folder)
         try:

@@ -88,3 +88,11 @@ def wait_for(file, seconds=120):
 def run_forked(script, *arguments, **options):
     with Forked(script, *arguments, **options) as process:
         return process.finish()
+
+
+def run_code(code, *arguments, **options):
+    """Runs a program of these lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "program.py")
+        script.write_text(code)
+        return run_forked(script, *arguments, **options)

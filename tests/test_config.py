@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import run_code
 from helpers import codes_and_loss
 from torch import nn
 
@@ -318,9 +319,7 @@ print(failed, tried > 4)
 def test_the_example_trains_under_both_packages(package, empty_folder):
     if find_spec(package.partition(".")[0]) is None:
         pytest.skip(f"{package} is not installed")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ran = subprocess.run([sys.executable, "-c", EXAMPLE.format(package=package)], capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    ran = run_code(EXAMPLE.format(package=package))
     assert ran.stdout.strip().splitlines()[-1:] == ["0 True"], ran.stdout + ran.stderr
     assert not list(empty_folder.iterdir())
 

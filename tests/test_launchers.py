@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.run
-from forked import TRAIN, Forked, run_forked, wait_for
+from forked import TRAIN, Forked, run_code, wait_for
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
     "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false",
     "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
-    "--model.decoder.width=0.02", "--accelerator=cpu", "--trainer.callbacks=[]", "--enable_model_summary=false",
+    "--model.decoder.width=0.02", "--accelerator=cpu", "--enable_model_summary=false", "--config=mnist_wae_gan",
 ]  # fmt: skip
-RUN = Path("runs/mnist_wae_mmd/version_0")
+RUN = Path("runs/mnist_wae_gan/version_0")
 
 
 def environment(**more):
@@ -39,7 +39,9 @@ def start(script, *arguments, folder, **more):
 
 
 def steps_and_folders(folder):
-    assert [path.name for path in (folder / RUN).parent.iterdir()] == ["version_0"]
+    # another process has the first one's flags: it trains no other config, and writes no run of its own
+    assert [str(path.relative_to(folder)) for path in folder.glob("runs/*/*")] == [str(RUN)]
+    assert (folder / RUN / "samples.png").is_file()
     return json.loads((folder / RUN / "metrics.json").read_text())["steps"]
 
 
@@ -107,9 +109,8 @@ def test_a_killed_process_ends_the_others_with_one_sentence(tmp_path):
 # ---- another package named datamodules -------------------------------------------------------------------------------
 
 
-def run_code(code, folder):
-    (folder / "program.py").write_text(code)
-    return run_forked("program.py", cwd=folder, **environment(PYTHONPATH=f"{folder}:{ROOT}"))
+def run_beside(folder, code):
+    return run_code(code, cwd=folder, **environment(PYTHONPATH=f"{folder}:{ROOT}"))
 
 
 @pytest.mark.parametrize("place", ["datamodules/__init__.py", "datamodules.py", "datamodules/mine.py"])
@@ -119,7 +120,7 @@ def test_another_package_named_datamodules_is_named(command, place, tmp_path):
     file.parent.mkdir(exist_ok=True)
     file.write_text("raise RuntimeError('this is not to be imported')\n")
     code = f"import sys; from wae_lightning.cli.main import main; main([{command!r}, '--unknown'])"
-    ran = run_code(code, tmp_path)
+    ran = run_beside(tmp_path, code)
     if place == "datamodules/mine.py":  # a folder without __init__.py hides nothing
         assert "hidden" not in ran.stderr
         return
@@ -135,5 +136,5 @@ def test_another_package_named_datamodules_is_named(command, place, tmp_path):
 def test_models_work_beside_another_package_named_datamodules(tmp_path):
     (tmp_path / "datamodules.py").write_text("raise RuntimeError('this is not to be imported')\n")
     code = "import wae_lightning as w; print(w.WAEMMD().sample(2).shape, w.WAEGAN, w.ConditionalWAE, w.PointNetWAE)"
-    ran = run_code(code, tmp_path)
+    ran = run_beside(tmp_path, code)
     assert ran.stdout.startswith("torch.Size([2, 1, 28, 28])"), ran.stderr

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from forked import TRAIN, run_forked
+from forked import TRAIN, run_code, run_forked
 
 PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
 TESTS = Path(__file__).parent
@@ -14,18 +14,6 @@ SWITCH = "WAE_LIGHTNING_PACKAGE"
 MODELS = ["WAEMMD", "WAEGAN", "ConditionalWAE", "PointNetWAE"]
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")
-
-
-@pytest.fixture
-def run_code(tmp_path):
-    """Runs a program of so many lines."""
-
-    def run(code, switch=None):
-        script = tmp_path / "program.py"
-        script.write_text(code)
-        return run_forked(script, **{SWITCH: switch})
-
-    return run
 
 
 def results(package, folder, *tasks):
@@ -113,15 +101,15 @@ SHOW = "from wae_lightning.lightning import PACKAGE, Trainer; print(PACKAGE, Tra
         ("import pytorch_lightning, lightning", PACKAGES[0], PACKAGES[0]),
     ],
 )
-def test_the_package_is_the_one_that_is_wanted_or_imported_already(imports, switch, expected, run_code):
+def test_the_package_is_the_one_that_is_wanted_or_imported_already(imports, switch, expected):
     strict = "import warnings; warnings.filterwarnings('error', 'both pytorch_lightning')"
-    ran = run_code(f"{strict}\n{imports}\n{SHOW}", switch)
+    ran = run_code(f"{strict}\n{imports}\n{SHOW}", **{SWITCH: switch})
     assert ran.stdout.split() == [expected, expected], ran.stderr
 
 
 @pytest.mark.parametrize("imports", ["import pytorch_lightning, lightning", "import lightning, pytorch_lightning"])
-def test_of_both_it_is_lightning_with_one_warning(imports, run_code):
-    ran = run_code(f"{imports}\n{SHOW}\nimport datamodules\nfrom wae_lightning import WAEMMD, WAEGAN")
+def test_of_both_it_is_lightning_with_one_warning(imports):
+    ran = run_code(f"{imports}\n{SHOW}\nimport datamodules\nfrom wae_lightning import WAEMMD, WAEGAN", **{SWITCH: None})
     assert ran.stdout.split() == [PACKAGES[1]] * 2
     assert ran.stderr.count("both pytorch_lightning and lightning.pytorch are imported") == 1
     assert f"{SWITCH}=pytorch_lightning" in ran.stderr
@@ -134,19 +122,19 @@ def test_of_both_it_is_lightning_with_one_warning(imports, run_code):
         ("from datamodules import MNISTDataModule", "from lightning.pytorch import Trainer"),
     ],
 )
-def test_importing_lightning_after_us_says_cause_and_remedy(ours, later, run_code):
-    ran = run_code(f"{ours}\n{later}")
+def test_importing_lightning_after_us_says_cause_and_remedy(ours, later):
+    ran = run_code(f"{ours}\n{later}", **{SWITCH: None})
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: wae_lightning was imported before lightning and has chosen pytorch_lightning")
     assert f"Import lightning first, or set the environment variable {SWITCH}=lightning.pytorch" in last
     # the other remedy that it names: both side by side
-    assert run_code(f"{ours}\n{later}", PACKAGES[0]).returncode == 0
-    assert run_code(f"{ours}\n{later}", PACKAGES[1]).returncode == 0
+    assert run_code(f"{ours}\n{later}", **{SWITCH: PACKAGES[0]}).returncode == 0
+    assert run_code(f"{ours}\n{later}", **{SWITCH: PACKAGES[1]}).returncode == 0
 
 
-def test_a_wrong_name_in_the_variable(run_code):
-    ran = run_code(SHOW, "lightning")
+def test_a_wrong_name_in_the_variable():
+    ran = run_code(SHOW, **{SWITCH: "lightning"})
     assert f"{SWITCH} must be pytorch_lightning or lightning.pytorch, got 'lightning'" in ran.stderr
     ran = run_forked(TRAIN, "--max_epochs=1", **{SWITCH: "lightning"})
     assert ran.returncode == 2

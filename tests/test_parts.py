@@ -16,7 +16,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import assert_equal
 from torch import nn
 
 from wae_lightning import WAE, costs, kernels, networks, noise, penalties, priors, schedules
@@ -129,9 +128,9 @@ def outputs(model):
 
 
 def test_every_combination_comes_back_equal(tmp_path):
-    """Each that constructs goes through a checkpoint, some through a folder, and has the same parts and weights.
+    """Each that constructs is built again from its description, and takes its weights.
 
-    Of every eleventh the numbers are compared, too: 11 divides none of the counts of parts.
+    Every eleventh, and 11 divides no number of parts, goes through a checkpoint or a folder to the same numbers.
     """
     built = 0
     for prior, penalty, of_noise, flow in itertools.product(PRIORS, PENALTIES, NOISES, FLOWS):
@@ -149,7 +148,10 @@ def test_every_combination_comes_back_equal(tmp_path):
             except ValueError:  # such as a flow on a sphere
                 break
             description = json.loads(json.dumps(describe(model)))
-            if built % 20:
+            if built % 11:
+                loaded = build(description, HERE)
+                loaded.load_state_dict(model.state_dict())
+            elif built % 22:
                 file = io.BytesIO()
                 torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, file)
                 loaded = Model.load_from_checkpoint(file)
@@ -157,7 +159,6 @@ def test_every_combination_comes_back_equal(tmp_path):
                 model.save_pretrained(tmp_path / str(built))
                 loaded = Model.from_pretrained(tmp_path / str(built))
             assert describe(loaded) == description
-            assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
             if built % 11 == 0:
                 for got, expected in zip(outputs(loaded), outputs(model), strict=True):
                     torch.testing.assert_close(got, expected, rtol=0, atol=0)

@@ -53,8 +53,8 @@ class FewDigits(MNISTDataModule):
         self.test_set.rows = self.test_set.rows[:60]
 
 
-def measure_few(model):
-    measured = evaluate_images(model, FewDigits(), num_samples=60)
+def measure_few(model, root):
+    measured = evaluate_images(model, FewDigits(root), num_samples=60)
     assert all(value == value for value in measured.values())
     assert {"fid_digits_60", "mse", "test_codes_mmd"} <= measured.keys()
 
@@ -143,10 +143,11 @@ def test_a_wait_in_a_step_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
-def test_the_command_line_trains_resumes_tests_and_generates(tmp_path, monkeypatch, config):
+def test_the_command_line_trains_resumes_tests_and_generates(tmp_path, monkeypatch, few_digits, config):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generate, "choose_device", lambda accelerator: CUDA)
-    flags = [f"--config={config}", "--accelerator=cpu", "--enable_model_summary=false", *SHORT]
+    flags = [f"--config={config}", f"--data.root={few_digits}", "--accelerator=cpu", "--enable_model_summary=false"]
+    flags += SHORT
     before = torch.get_float32_matmul_precision()
     with pretend_device() as record:
         for more in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
@@ -178,10 +179,10 @@ def test_callbacks_draw_and_measure(tmp_path, name, make):
         fitting.test(model, data, verbose=False)
 
 
-def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch):
+def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch, few_digits):
     with pretend_device() as record:
         model, _ = fitted("mmd", tmp_path, record)
-        measure_few(model.to(CUDA).eval())
+        measure_few(model.to(CUDA).eval(), few_digits)
         model, data = MODELS["conditional"]().to(CUDA).eval(), data_of("conditional")
 
         def testing(**flags):
@@ -323,7 +324,7 @@ def test_what_fits_lies_on_the_device_and_what_does_not_is_pinned(tmp_path, name
 # ---- a device without float64 ---------------------------------------------------------------------------------------
 
 
-def test_the_default_config_makes_no_float64_on_a_device_that_has_none(tmp_path, monkeypatch):
+def test_the_default_config_makes_no_float64_on_a_device_that_has_none(tmp_path, monkeypatch, few_digits):
     monkeypatch.chdir(tmp_path)
     with pretend_device("mps"):
         cli = Train(*complete_flags(["--accelerator=cpu", "--max_epochs=1", "--enable_model_summary=false", *SHORT]))
@@ -331,6 +332,6 @@ def test_the_default_config_makes_no_float64_on_a_device_that_has_none(tmp_path,
         cli.train()
         model = WAE.load_from_checkpoint("runs/mnist_wae_mmd/version_0/checkpoints/last.ckpt").to("mps:0").eval()
         assert model.sample(4).device.type == "mps"
-        measure_few(model)
+        measure_few(model, few_digits)
         with pytest.raises(TypeError, match="float64"):
             torch.ones(1, device="mps:0").double()

@@ -2,14 +2,13 @@
 
 import functools
 import json
-import subprocess
-import sys
 from collections import OrderedDict
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from forked import run_code
 from helpers import trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -167,7 +166,7 @@ def test_checkpoints_go_from_one_lightning_to_the_other_and_back(tmp_path):
     plateau = functools.partial(cli.ReduceLROnPlateau, monitor="val/loss")
     path = fitted(WAEMMD(latent_dim=8, optimizer=adam, lr_scheduler=plateau, **parts()), tmp_path)
     back = tmp_path / "back.ckpt"
-    done = subprocess.run([sys.executable, "-c", OTHER, path, back], capture_output=True, text=True, cwd=tmp_path)
+    done = run_code(OTHER, path, back, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     model = WAE.load_from_checkpoint(back)
     assert model.make_lr_scheduler(torch.optim.SGD(model.parameters(), 0.1)).monitor == "val/loss"

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 import yaml
-from forked import TRAIN, Forked, run_forked, wait_for
+from forked import TRAIN, Forked, run_code, run_forked, wait_for
 from helpers import assert_equal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -284,11 +284,10 @@ train.main(sys.argv[1:])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
-def test_batches_that_do_not_fit_into_memory_end_in_one_sentence(empty_folder):
+def test_batches_that_do_not_fit_into_memory_end_in_one_sentence():
     """The first layer's output alone is 1.6 GB, and the process may have 1 GB more than it has."""
     flags = ["--data.batch_size=8192", "--model.encoder.width=2", "--accelerator=cpu", "--enable_progress_bar=false"]
-    (empty_folder / "little_memory.py").write_text(LITTLE_MEMORY)
-    ran = run_forked("little_memory.py", *flags, "--max_steps=1", "--num_sanity_val_steps=0", "--trainer.callbacks=[]")
+    ran = run_code(LITTLE_MEMORY, *flags, "--max_steps=1", "--num_sanity_val_steps=0", "--trainer.callbacks=[]")
     assert ran.returncode == 1
     assert re.match(
         "train.py: error: out of memory with batches of 8192: try a smaller --data.batch_size .*you tried to allocate",
