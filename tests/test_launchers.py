@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 SHORT = [
     "--limit_train_batches=2", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false",
     "--model.encoder=ConvEncoder", "--model.encoder.width=0.02", "--model.decoder=ConvDecoder",
-    "--model.decoder.width=0.02", "--accelerator=cpu", "--enable_model_summary=false", "--config=mnist_wae_gan",
+    "--model.decoder.width=0.02", "--accelerator=cpu", "--trainer.callbacks=[]", "--enable_model_summary=false",
 ]  # fmt: skip
-RUN = Path("runs/mnist_wae_gan/version_0")
+RUN = Path("runs/mnist_wae_mmd/version_0")
 
 
 def environment(**more):
@@ -39,9 +39,7 @@ def start(script, *arguments, folder, **more):
 
 
 def steps_and_folders(folder):
-    # another process has the first one's flags: it trains no other config, and writes no run of its own
-    assert [str(path.relative_to(folder)) for path in folder.glob("runs/*/*")] == [str(RUN)]
-    assert (folder / RUN / "samples.png").is_file()
+    assert [path.name for path in (folder / RUN).parent.iterdir()] == ["version_0"]
     return json.loads((folder / RUN / "metrics.json").read_text())["steps"]
 
 

@@ -80,10 +80,10 @@ def test_the_distance_of_images_is_that_of_their_patches(channels):
 
 
 def digits_and_blurred():
-    """Training and test digits, 800 of each, and the training digits blurred by 0.7 pixels."""
+    """Training and test digits, 2,000 of each, and the training digits blurred by 0.7 pixels."""
     data = MNISTDataModule()
     data.setup("fit")
-    train, test = (part.images[:800].float() / 255 for part in (data.train_set, data.test_set))
+    train, test = (part.images[:2000].float() / 255 for part in (data.train_set, data.test_set))
     return train, test, torch.from_numpy(scipy.ndimage.gaussian_filter(train.numpy(), (0, 0, 0.7, 0.7)))
 
 

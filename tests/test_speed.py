@@ -14,6 +14,7 @@ import pytest
 import torch
 from benchmarks import parts, training
 from benchmarks.turns import Options
+from forked import TRAIN, run_forked
 from helpers import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
@@ -115,10 +116,9 @@ def small_batches(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys, few_digits):
+def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    sections = ["--sections", "training", "mmd", "sampling"]
-    benchmark.main(["--quick", f"--data.root={few_digits}", *sections, f"--out={out}"])
+    benchmark.main(["--quick", "--sections", "training", "mmd", "sampling", f"--out={out}"])
     found = json.loads(out.read_text())
     assert list(found) == ["machine", "training", "mmd", "sampling"]
     assert found["machine"]["quick"]
@@ -210,3 +210,15 @@ def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
     data.train_set = ImagesOnDisk(cache, torch.zeros(3), torch.arange(3))
     with pytest.raises(ValueError, match=r"on_device needs the images in memory.*memory_budget"):
         data.train_dataloader()
+
+
+def test_the_command_line_trains_with_two_processes(tmp_path):
+    flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
+    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
+    run = run_forked(TRAIN, "--config=mnist_wae_gan", *flags, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
+    # the second process has the first one's flags, so it neither trains another config nor writes a run of its own
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mnist_wae_gan"]
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
+    assert (folder / "samples.png").is_file()
