@@ -17,6 +17,7 @@ import datamodules
 from datamodules import ImageFolderDataModule, MNISTDataModule
 from datamodules.cached_images import ImagesOnDisk
 from datamodules.folder import sort_pictures
+from wae_lightning.captions import LINE
 
 ENDINGS = ("jpg", "png", "webp", "gif", "bmp", "tif", "JPEG", "PNG")
 
@@ -342,4 +343,5 @@ def test_one_command_trains_evaluates_and_generates(root: Path, trained, tmp_pat
     )
     assert '"psnr"' in (tmp_path / "metrics.json").read_text()
     generate.main([str(checkpoint), "--num_samples", "4", "--out", str(tmp_path / "s.png")])
-    assert Image.open(tmp_path / "s.png").size == (2 * 66 + 2, 2 * 66 + 2)
+    # at least 900 pixels wide, by a whole factor, below a line of text
+    assert Image.open(tmp_path / "s.png").size == (7 * (2 * 66 + 2), 7 * (2 * 66 + 2) + LINE)
