@@ -53,8 +53,8 @@ class FitFlow(Callback):
 
     Args:
         flow: The flow, a part of the model.
-        memory: The codes that it is fitted to, a part of the model; their first d columns are taken.
-        codes: Maps a batch on the device to codes as the flow gets them, (n, d).
+        memory: The codes that it is fitted to, a part of the model; their first columns are taken, d or d + p.
+        codes: Maps a batch on the device to codes as the flow gets them, (n, d), conditions beside them, (n, d + p).
         every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
         scale: The standard deviation of the prior, which codes z have.
     """
@@ -72,6 +72,7 @@ class FitFlow(Callback):
         self.codes = codes
         self.every_n_epochs = every_n_epochs
         self.scale = scale
+        self._columns = flow.dim + flow.condition_features
         self._seen: list[Tensor] = []
 
     def on_train_batch_end(
@@ -86,7 +87,7 @@ class FitFlow(Callback):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, model: LightningModule, flow: MixtureFlow) -> None:
-        codes = self.memory.all()[:, : flow.dim]
+        codes = self.memory.all()[:, : self._columns]
         validation = self._validation_codes(trainer, model)
         if validation is None:
             held_out = torch.arange(len(codes)) % 10 == 9
@@ -108,7 +109,7 @@ class FitFlow(Callback):
         on_gpu = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=on_gpu), evaluation_mode(model), trainer.precision_plugin.forward_context():
             for batch in loader or []:
-                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self.flow.dim])
+                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns])
                 if sum(map(len, found)) >= MOST_CODES:
                     break
         return torch.cat(found) if found else None
