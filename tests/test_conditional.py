@@ -28,6 +28,7 @@ from wae_lightning.networks import (
     ConditionalMLPEncoder,
     CouplingFlow,
     Critic,
+    MixtureFlow,
     WhitenedPCA,
 )
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, InputNoise
@@ -314,6 +315,14 @@ def test_components_without_variance_are_not_blown_up():
     assert features(x)[:, 0].std() == pytest.approx(1, abs=1e-4)
 
 
+def test_few_inputs_have_few_components():
+    features, x = WhitenedPCA(16, (3, 8)), torch.rand(5, 3, 8)
+    features.fit(x)
+    found = features(x)
+    assert (found[:, 4:] == 0).all()
+    torch.testing.assert_close(found[:, :4].T.cov(), torch.eye(4), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("observed", OBSERVED)
 def test_convolutional_networks_take_every_part(observed):
     parts = ImageParts((3, 28, 28), observed)
@@ -515,6 +524,7 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"flow": CouplingFlow(8, condition_features=3)}, "the flow must have condition_features 16"),
         ({"flow": CouplingFlow(8, condition_features=16), "match": "marginal"}, "must have condition_features 0"),
+        ({"flow": MixtureFlow(8, 2, 16)}, "must have condition_features 0 or 0 with match='joint', got 16"),
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),
         ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
         ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),

@@ -183,8 +183,11 @@ def test_a_model_of_pairs_has_the_shapes_of_its_data():
     assert size(config, "model.num_classes") == 3
     assert size(config, "model.encoder.part_shapes") == [[3], [1, 28, 28]]
     assert size(config, "model.decoder.observed_shape") == [3]
-    flow = ["--model.flow=CouplingFlow", "--model.latent_dim=6"]
-    config = parsed("--config=mnist_labels", *flow)
+    assert size(config, "model.flow.condition_features") == 3
+    flow = ["--model.flow=MixtureFlow", "--model.latent_dim=6"]
+    assert size(parsed("--config=mnist_conditional", *flow), "model.flow.condition_features") == 0
+    flow[0] = "--model.flow=CouplingFlow"
+    config = parsed("--config=mnist_labels", *flow, "--model.fit_flow=null")
     assert (size(config, "model.flow.dim"), size(config, "model.flow.condition_features")) == (6, 10)
     assert size(parsed("--config=mnist_conditional", *flow), "model.flow.condition_features") == 16
 

@@ -598,9 +598,8 @@ def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
 )
 def test_each_condition_model_and_seed_adds_a_row(root, tmp_path, monkeypatch, condition, model, measured):
     monkeypatch.setattr(condition_results, "train", lambda model, data, seconds: fit_two_steps(model, data))
-    monkeypatch.setattr(condition_results, "LIKELIHOOD_IMAGES", 1)
+    monkeypatch.setattr(condition_results, "TEST_BATCHES", 1)
     monkeypatch.setattr(evaluation.labels, "STEPS", 5)
-    monkeypatch.setattr(evaluation.completions.LabelNet, "fit", lambda self, data, epochs: self.eval())
     out = tmp_path / "rows.json"
     for seed in ("0", "1"):
         arguments = [

@@ -124,11 +124,9 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         features = features or (nn.Identity() if len(condition_shape) == 1 else WhitenedPCA(p, condition_shape))
         self.features = features.requires_grad_(False)
         p = number_of_features(features, condition_shape) if match == "joint" else 0
-        takes = "0" if p == 0 or isinstance(flow, MixtureFlow) and not num_classes else f"{p} or 0"
-        if flow is not None and str(flow.condition_features) not in takes.split(" or "):
-            raise ValueError(
-                f"the flow must have condition_features {takes} with {match=}, got {flow.condition_features}"
-            )
+        p_of_flow = p if num_classes or not isinstance(flow, MixtureFlow) else 0
+        if flow is not None and (found := flow.condition_features) not in (0, p_of_flow):
+            raise ValueError(f"the flow must have condition_features {p_of_flow} or 0 with {match=}, got {found}")
         if match == "marginal":
             self.penalty = penalty or MMD()
             self.penalty.set_prior(self.prior)

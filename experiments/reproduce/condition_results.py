@@ -21,15 +21,16 @@ from completion_results import CVAE, Regression, train
 from records import EXPERIMENTS, commit, write_json
 
 from wae_lightning import ConditionalWAE, from_config
-from wae_lightning.callbacks import CompletionPictures, LabelPictures
-from wae_lightning.evaluation import evaluate_completions, evaluate_labels
-from wae_lightning.lightning import seed_everything
+from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCompletions
+from wae_lightning.evaluation import evaluate_labels
+from wae_lightning.lightning import Trainer, seed_everything
+from wae_lightning.metrics import CodeDependence
 from wae_lightning.networks import CouplingFlow
 from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
 
-LIKELIHOOD_IMAGES = 100  # of each, 200 codes are decoded
+TEST_BATCHES = 10  # of 200 images: ten completions of each take about a minute
 CONDITIONS = {"labels": "mnist_labels", "inpainting": "mnist_inpainting", "superresolution": "mnist_superresolution"}
 
 
@@ -45,8 +46,8 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         return cls(encoder=like.encoder, decoder=like.decoder, cost=like.cost, **shapes, **makers), data
     arguments: dict[str, Any] = {
         "WAE": {},
-        "WAE with a flow": {"flow": CouplingFlow()},
-        "WAE without a flow": {"flow": None},
+        "WAE with a flow": {"flow": CouplingFlow(), "fit_flow": None},
+        "WAE without a flow": {"flow": None, "fit_flow": None},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
         "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
     }[name]
@@ -75,7 +76,15 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
     if model.num_classes:
         found = evaluate_labels(model, data, 10_000, seed, "auto", None)
     else:
-        found = evaluate_completions(model, data, seed, likelihood_images=LIKELIHOOD_IMAGES)
+        tester = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_test_batches=TEST_BATCHES, callbacks=[MeasureCompletions(likelihood_images=0)],
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        (measured,) = tester.test(model, data, verbose=False)
+        found = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
+        if isinstance(model, Regression):  # it has no codes
+            found = {name: value for name, value in found.items() if name not in CodeDependence.names}
     x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     if model.num_classes:
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
