@@ -25,7 +25,7 @@ from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCo
 from wae_lightning.evaluation import evaluate_labels
 from wae_lightning.lightning import Trainer, seed_everything
 from wae_lightning.metrics import CodeDependence
-from wae_lightning.networks import CouplingFlow
+from wae_lightning.networks import AlignedConvEncoder, CouplingFlow, UNetDecoder
 from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
@@ -39,7 +39,9 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
     changes = {"data": {"root": None if root is None else str(root)}, "seed": seed}
     if name in ("CVAE", "regression"):
         noise = GaussianNoise() if name == "CVAE" else EncoderNoise()
-        like, data = from_config(CONDITIONS[condition], noise=noise, encoder={"standardize": False}, **changes)
+        if condition == "labels":
+            changes["encoder"] = {"standardize": False}
+        like, data = from_config(CONDITIONS[condition], noise=noise, **changes)
         cls = CVAE if name == "CVAE" else Regression
         shapes = {key: getattr(like, key) for key in ("condition_shape", "target_shape", "num_classes", "latent_dim")}
         makers = {"optimizer": like.make_optimizer, "lr_scheduler": like.make_lr_scheduler}
@@ -48,6 +50,7 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         "WAE": {},
         "WAE with a flow": {"flow": CouplingFlow(), "fit_flow": None},
         "WAE without a flow": {"flow": None, "fit_flow": None},
+        "WAE, convolutions": {},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
         "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
     }[name]
@@ -56,6 +59,11 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         arguments["flow"] = CouplingFlow(
             like.latent_dim, condition_features=number_of_features(like.features, like.condition_shape)
         )
+    if name == "WAE, convolutions":
+        like, _ = from_config(CONDITIONS[condition], **changes)
+        shapes = like.condition_shape, like.target_shape
+        arguments["encoder"] = AlignedConvEncoder(shapes, like.latent_dim, standardize=True)
+        arguments["decoder"] = UNetDecoder(like.latent_dim, shapes[1], shapes[0])
     return from_config(CONDITIONS[condition], **changes, **arguments)
 
 
@@ -63,6 +71,7 @@ MODELS = (
     "WAE",
     "WAE with a flow",
     "WAE without a flow",
+    "WAE, convolutions",
     "WAE, joint MMD",
     "WAE, codes matched alone",
     "CVAE",
@@ -93,20 +102,22 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
         return found, CompletionPictures().draw(model, x, y, data.pairs)
 
 
-def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any], settings: dict[str, Any]) -> None:
+def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any]) -> None:
     """Adds a row to a file that other commands may be adding to.
 
     Raises:
-        SystemExit: If the file holds rows of other settings.
+        SystemExit: If the file holds rows of this condition for other ``digits`` or ``seconds``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(settings)
-        if table | settings != table:
-            raise SystemExit(f"{path} holds results for other settings than {settings}: name another file")
+        table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         condition, name, seed = keys
-        table.setdefault(condition, {}).setdefault(name, {})[seed] = row
+        rows = table.setdefault(condition, {})
+        settings = {key: row[key] for key in ("digits", "seconds")}
+        if any(other | settings != other for seeds in rows.values() for other in seeds.values()):
+            raise SystemExit(f"{path} holds {condition} for other settings than {settings}: name another file")
+        rows.setdefault(name, {})[seed] = row
         write_json(path, table)
 
 
@@ -132,11 +143,11 @@ def main() -> None:
     seed_everything(arguments.seed)
     start = time.process_time()
     steps = train(model, data, arguments.seconds)
-    cost = {"steps": steps, "cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
+    cost = {"digits": len(data.train_set), "seconds": arguments.seconds, "steps": steps}
+    cost |= {"cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
     found, picture = measure(model, data, arguments.seed)
     keys = (arguments.condition, arguments.model, str(arguments.seed))
-    digits = {"digits": len(data.train_set), "seconds": arguments.seconds}
-    add(arguments.out, keys, cost | found, digits)
+    add(arguments.out, keys, cost | found)
     print(" ".join(keys), {key: round(value, 4) for key, value in found.items()}, flush=True)
     torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"))
 
