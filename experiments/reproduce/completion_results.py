@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torchvision
+from records import write_json
 from torch import Tensor, nn
 
 from datamodules import HalfImageDataModule
@@ -214,7 +215,7 @@ def main() -> None:
             picture = pictures.draw(model.eval(), *find_disputed(model, data), data.pairs)
             torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.png"))
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
-        arguments.out.write_text(json.dumps(table, indent=2) + "\n")
+        write_json(arguments.out, table)
 
 
 if __name__ == "__main__":
