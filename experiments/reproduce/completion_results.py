@@ -201,8 +201,7 @@ def main() -> None:
                 lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=3e-3, cycle_momentum=False),
             )
             steps = 0 if name == "bundled" else train(model, data, arguments.seconds)
-            pictures = CompletionPictures()
-            callbacks = [pictures, MeasureCompletions(label_net=label_net)]
+            callbacks = [MeasureCompletions(label_net=label_net)]
             tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=callbacks)
             (measured,) = tester.test(model, data, verbose=False)
             table[name] = ({"steps": steps} if steps else {}) | {
@@ -212,7 +211,7 @@ def main() -> None:
                 table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
-            picture = pictures.draw(model.eval(), *find_disputed(model, data), data.pairs)
+            picture = CompletionPictures().draw(model.eval(), *find_disputed(model, data), data.pairs)
             torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.png"))
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         write_json(arguments.out, table)
