@@ -63,7 +63,7 @@ def evaluate_completions(
 ) -> dict[str, float]:
     """Measures completions, on MNIST beside those that a classifier of the given parts would choose."""
     if data is None:
-        raise ValueError("completions are measured against images: name their folder with --data.root DIR")
+        raise ValueError("a conditional model is measured against images: name their folder with --data.root DIR")
     torch.manual_seed(seed)
     data.prepare_data()
     data.setup("fit")
