@@ -315,6 +315,14 @@ def test_components_without_variance_are_not_blown_up():
     assert features(x)[:, 0].std() == pytest.approx(1, abs=1e-4)
 
 
+def test_a_single_validation_image_has_a_loss(tmp_path):
+    pair = TensorDataset(torch.rand(1, 1, 14, 28), torch.rand(1, 1, 14, 28))
+    model = ConditionalWAE(match="joint", features=nn.Flatten())
+    runs = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    (found,) = runs.validate(model, DataLoader(pair), verbose=False)
+    assert found["val/loss"] == pytest.approx(found["val/cost"] + 4 * found["val/penalty"], rel=1e-5)
+
+
 def test_few_inputs_have_few_components():
     features, x = WhitenedPCA(16, (3, 8)), torch.rand(5, 3, 8)
     features.fit(x)
