@@ -30,7 +30,7 @@ from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
 
-TEST_BATCHES = 10  # of 200 images: ten completions of each take about a minute
+TEST_BATCHES = 5  # of 200 images: of each ten completions, which convolutional networks take half a minute for
 CONDITIONS = {"labels": "mnist_labels", "inpainting": "mnist_inpainting", "superresolution": "mnist_superresolution"}
 
 
