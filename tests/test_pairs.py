@@ -142,9 +142,7 @@ def test_arguments_that_do_not_fit(make, message):
 
 @pytest.fixture(scope="module")
 def inpainting(trained):
-    return trained(
-        "mnist_inpainting", "--data.batch_size=10", "--model.decoder.channels=[2,4]", "--model.encoder.width=0.02"
-    )
+    return trained("mnist_inpainting", "--data.batch_size=10")
 
 
 @pytest.fixture
