@@ -623,7 +623,6 @@ def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
     [
         ("labels", "WAE with a flow", {"accuracy", "fid_digits_of_class", "label_from_code_mlp", "chance"}),
         ("labels", "CVAE", {"accuracy", "label_from_code_linear"}),
-        ("inpainting", "WAE, convolutions", {"mse", "hsic_over_null"}),
         ("inpainting", "CVAE", {"mse", "psnr", "fid", "diversity", "sharpness_ratio"}),
         ("superresolution", "regression", {"mse", "psnr", "fid", "sharpness_ratio"}),
     ],

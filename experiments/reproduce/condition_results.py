@@ -25,7 +25,7 @@ from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCo
 from wae_lightning.evaluation import evaluate_labels
 from wae_lightning.lightning import Trainer, seed_everything
 from wae_lightning.metrics import CodeDependence
-from wae_lightning.networks import AlignedConvEncoder, CouplingFlow, UNetDecoder
+from wae_lightning.networks import CouplingFlow
 from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
@@ -39,9 +39,7 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
     changes = {"data": {"root": None if root is None else str(root)}, "seed": seed}
     if name in ("CVAE", "regression"):
         noise = GaussianNoise() if name == "CVAE" else EncoderNoise()
-        if condition == "labels":
-            changes["encoder"] = {"standardize": False}
-        like, data = from_config(CONDITIONS[condition], noise=noise, **changes)
+        like, data = from_config(CONDITIONS[condition], noise=noise, encoder={"standardize": False}, **changes)
         cls = CVAE if name == "CVAE" else Regression
         shapes = {key: getattr(like, key) for key in ("condition_shape", "target_shape", "num_classes", "latent_dim")}
         makers = {"optimizer": like.make_optimizer, "lr_scheduler": like.make_lr_scheduler}
@@ -50,7 +48,6 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         "WAE": {},
         "WAE with a flow": {"flow": CouplingFlow(), "fit_flow": None},
         "WAE without a flow": {"flow": None, "fit_flow": None},
-        "WAE, convolutions": {},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
         "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
     }[name]
@@ -59,11 +56,6 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         arguments["flow"] = CouplingFlow(
             like.latent_dim, condition_features=number_of_features(like.features, like.condition_shape)
         )
-    if name == "WAE, convolutions":
-        like, _ = from_config(CONDITIONS[condition], **changes)
-        shapes = like.condition_shape, like.target_shape
-        arguments["encoder"] = AlignedConvEncoder(shapes, like.latent_dim, standardize=True)
-        arguments["decoder"] = UNetDecoder(like.latent_dim, shapes[1], shapes[0])
     return from_config(CONDITIONS[condition], **changes, **arguments)
 
 
@@ -71,7 +63,6 @@ MODELS = (
     "WAE",
     "WAE with a flow",
     "WAE without a flow",
-    "WAE, convolutions",
     "WAE, joint MMD",
     "WAE, codes matched alone",
     "CVAE",
