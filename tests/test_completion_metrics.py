@@ -184,6 +184,10 @@ def test_classifier_measures(digits):
     distance.update(completed[:, 0], real=False)
     # with fewer images than features the square root of the covariance is known to few digits
     assert found["fid"] == pytest.approx(distance.compute().item(), rel=0.02)
+    distance.reset()
+    for side in range(2):
+        distance.update(completed[:, side], real=bool(side))
+    assert found["fid_floor"] == pytest.approx(distance.compute().item(), rel=0.02)
 
 
 def test_one_answer_has_no_diversity_and_the_truth_the_best_agreement(digits):

@@ -28,6 +28,7 @@ from wae_lightning.networks import (
     ConditionalMLPEncoder,
     CouplingFlow,
     Critic,
+    MixtureFlow,
     WhitenedPCA,
 )
 from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise, InputNoise
@@ -314,6 +315,22 @@ def test_components_without_variance_are_not_blown_up():
     assert features(x)[:, 0].std() == pytest.approx(1, abs=1e-4)
 
 
+def test_a_single_validation_image_has_a_loss(tmp_path):
+    pair = TensorDataset(torch.rand(1, 1, 14, 28), torch.rand(1, 1, 14, 28))
+    model = ConditionalWAE(match="joint", features=nn.Flatten())
+    runs = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    (found,) = runs.validate(model, DataLoader(pair), verbose=False)
+    assert found["val/loss"] == pytest.approx(found["val/cost"] + 4 * found["val/penalty"], rel=1e-5)
+
+
+def test_few_inputs_have_few_components():
+    features, x = WhitenedPCA(16, (3, 8)), torch.rand(5, 3, 8)
+    features.fit(x)
+    found = features(x)
+    assert (found[:, 4:] == 0).all()
+    torch.testing.assert_close(found[:, :4].T.cov(), torch.eye(4), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("observed", OBSERVED)
 def test_convolutional_networks_take_every_part(observed):
     parts = ImageParts((3, 28, 28), observed)
@@ -515,6 +532,7 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
         ({"num_classes": 1}, "num_classes must be at least 2, got 1"),
         ({"flow": CouplingFlow(8, condition_features=3)}, "the flow must have condition_features 16"),
         ({"flow": CouplingFlow(8, condition_features=16), "match": "marginal"}, "must have condition_features 0"),
+        ({"flow": MixtureFlow(8, 2, 16)}, "must have condition_features 0 or 0 with match='joint', got 16"),
         ({"match": "both"}, "match must be joint or marginal, got 'both'"),
         ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
         ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),
@@ -538,6 +556,11 @@ def test_inputs_that_do_not_fit(tmp_path):
             lambda: model.complete(images(), 2),
             r"condition must be of shape \(B, 1, 14, 28\), as in training, got \(4, 1, 28, 28\)",
         ),
+        (
+            lambda: model.complete(x.numpy(), 2),
+            r"condition must be of shape \(B, 1, 14, 28\), as in training, got ndarray",
+        ),
+        (lambda: model.complete((255 * x).byte(), 2), "condition must be floats, as in training, got torch.uint8"),
         (lambda: model.complete(x, 2, z=torch.randn(3, 3)), r"z must be \(2, 3\) or \(4, 2, 3\)"),
         (lambda: model.encode(x), "encode needs the target"),
         (lambda: model.encode(x, y[..., 1:]), r"target must be of shape \(B, 1, 14, 28\)"),
@@ -550,7 +573,7 @@ def test_inputs_that_do_not_fit(tmp_path):
         (lambda: small(cls=ReportWAE).interpolate(x, x, x, 2), "nothing to interpolate"),
         (lambda: model.features(x), "has not seen data"),
         (lambda: WhitenedPCA(0), "num_features must lie between 1 and"),
-        (lambda: WhitenedPCA(4, (5,)).fit(torch.rand(4, 5)), "need more than 4 inputs"),
+        (lambda: WhitenedPCA(4, (5,)).fit(torch.ones(4, 5)), "2 different training inputs, all 4 are alike"),
         (lambda: joint_mmd(*torch.randn(3, 1, 2), RBF(1.0), RBF(1.0)), "at least 2 codes, got 1"),
         (lambda: joint_mmd(y[:, 0, 0], y[:3, 0, 0], y[:, 0, 0], RBF(1.0), RBF(1.0)), "got 4, 3 and 4"),
         (lambda: ConditionalMLPEncoder([(1, 2, 2)], hidden=()), "hidden must be positive"),

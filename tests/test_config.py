@@ -113,9 +113,10 @@ def test_one_argument_changes_the_latent_dimension_of_every_config(name):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_of_another_size_and_in_grey_need_no_word_to_the_model(name):
-    data = changed(name, image_size=32, channels=1)
+    channels = 3 if name == "folder_colourisation" else 1  # grey pictures have no colours to find
+    data = changed(name, image_size=32, channels=channels)
     model, module = from_config(name, data=data, **small(name))
-    assert module.image_shape == (1, 32, 32)
+    assert module.image_shape == (channels, 32, 32)
     run_once(model, module)
     pairs = "images" in data
     flags = [f"--data.{'images.' * pairs}{key}={value}" for key, value in data.get("images", data).items()]
@@ -183,8 +184,11 @@ def test_a_model_of_pairs_has_the_shapes_of_its_data():
     assert size(config, "model.num_classes") == 3
     assert size(config, "model.encoder.part_shapes") == [[3], [1, 28, 28]]
     assert size(config, "model.decoder.observed_shape") == [3]
-    flow = ["--model.flow=CouplingFlow", "--model.latent_dim=6"]
-    config = parsed("--config=mnist_labels", *flow)
+    assert size(config, "model.flow.condition_features") == 3
+    flow = ["--model.flow=MixtureFlow", "--model.latent_dim=6"]
+    assert size(parsed("--config=mnist_conditional", *flow), "model.flow.condition_features") == 0
+    flow[0] = "--model.flow=CouplingFlow"
+    config = parsed("--config=mnist_labels", *flow, "--model.fit_flow=null")
     assert (size(config, "model.flow.dim"), size(config, "model.flow.condition_features")) == (6, 10)
     assert size(parsed("--config=mnist_conditional", *flow), "model.flow.condition_features") == 16
 

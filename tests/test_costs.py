@@ -94,11 +94,23 @@ def test_bad_pyramids(arguments, message):
         PyramidError()(torch.rand(2, 9, 3), torch.rand(2, 9, 3))
 
 
-def test_binary_cross_entropy_is_that_of_numpy():
-    x, y = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+@pytest.mark.parametrize("temperature", [1.0, 1.5, 0.5])
+def test_binary_cross_entropy_is_that_of_numpy(temperature):
+    x, y = torch.rand(4, 1, 8, 8), 0.02 + 0.96 * torch.rand(4, 1, 8, 8)
     a, b = x.double().numpy().reshape(4, -1), y.double().numpy().reshape(4, -1)
+    b = b ** (1 / temperature) / (b ** (1 / temperature) + (1 - b) ** (1 / temperature))
     expected = -0.5 * (a * np.log(b) + (1 - a) * np.log(1 - b)).sum(1)
-    np.testing.assert_allclose(BinaryCrossEntropy(0.5)(x, y).numpy(), expected, rtol=1e-5)
+    cost = BinaryCrossEntropy(0.5, temperature)
+    np.testing.assert_allclose(cost(x, y).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(cost.mean(y).numpy().reshape(4, -1), b, rtol=1e-5)
+    wrong = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    cost(torch.tensor([[1.0, 0.0]]), wrong).sum().backward()
+    assert wrong.grad.isfinite().all()
+
+
+def test_bad_temperatures():
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
+        BinaryCrossEntropy(temperature=0.0)
 
 
 def test_euclidean_has_a_gradient_at_zero():

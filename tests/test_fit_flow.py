@@ -115,6 +115,28 @@ def test_the_better_one_stays():
     assert all(torch.equal(flow.state_dict()[name], value) for name, value in fitted.items())
 
 
+def test_each_label_has_a_mixture_of_its_own():
+    truths = [random_mixture(2, seed=seed) for seed in range(3)]
+    labels = torch.eye(3, dtype=torch.float64).repeat_interleave(400, 0)
+    codes, validation = (torch.cat([draws(truth, 400, seed) for truth in truths]) for seed in (0, 1))
+    flow = MixtureFlow(3, 2, condition_features=3).double()
+    assert flow.fit(*(torch.cat([x, labels], 1)[:1199] for x in (codes, validation)))
+    found = flow.log_prob(validation, labels).view(3, -1)
+    z = flow(validation, labels)[0]
+    torch.testing.assert_close(flow.inverse(z, labels), validation)
+    for label, truth in enumerate(truths):
+        known = truth.log_prob(validation[400 * label :][:400])
+        assert found[label].mean() > known.mean() - 0.1
+        alone = MixtureFlow(3, 2).double()
+        alone.set_mixture(flow.mixture(label))
+        torch.testing.assert_close(found[label], alone.log_prob(validation[400 * label :][:400]))
+        assert distance_from_normal(z[400 * label :][:400]) < 0.1
+    before = copy.deepcopy(flow.state_dict())
+    # of labels without codes nothing is known
+    flow.fit(torch.cat([codes, labels], 1)[:400], torch.cat([validation, labels], 1)[:400])
+    assert all(torch.equal(flow.state_dict()[name][2:], value[2:]) for name, value in before.items())
+
+
 @pytest.mark.parametrize("value", [-800.0, -30.0, 800.0, float("nan")])
 def test_a_flow_that_training_has_spoilt_is_replaced(value):
     truth, flow = random_mixture(spread=5), MixtureFlow(3, 4)

@@ -398,6 +398,8 @@ def test_conditions_that_do_not_fit(tmp_path):
         (lambda: model.encode(torch.tensor([-1]), y), "labels must be integers from 0 to 9, got -1"),
         (lambda: model.complete(torch.tensor([3.0])), r"labels must be integers \(B,\) from 0 to 9, got torch.float32"),
         (lambda: model.complete([3.5]), r"labels must be integers \(B,\) from 0 to 9, got torch.float32"),
+        (lambda: model.complete(["cat"]), r"labels must be integers \(B,\) from 0 to 9, got \['cat'\]"),
+        (lambda: model.complete(3), r"labels must be integers \(B,\) from 0 to 9, got torch.int64 \(\)"),
         (lambda: model.complete(torch.eye(9)), r"condition must be of shape \(B, 10\), as in training, got \(9, 9\)"),
         (lambda: model.encode([3], y[..., 1:]), r"target must be of shape \(B, 1, 28, 28\), as in training"),
         (lambda: LabelDataModule(MNISTDataModule(), ["a", "a"]).pairs, "each with a name of its own"),

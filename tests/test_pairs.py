@@ -6,8 +6,15 @@ import torch
 from PIL import Image
 from test_half_images import Noise
 
-from datamodules import DownscaledDataModule, HalfImageDataModule, MaskedDataModule, MNISTDataModule
+from datamodules import (
+    DownscaledDataModule,
+    HalfImageDataModule,
+    ImageFolderDataModule,
+    MaskedDataModule,
+    MNISTDataModule,
+)
 from wae_lightning.cli import generate
+from wae_lightning.cli.load import load_data
 from wae_lightning.metrics import CompletionMetrics
 from wae_lightning.pairs import Downscaled, Masked
 
@@ -61,6 +68,16 @@ def test_holes_are_drawn_anew_in_training_only():
     data.images.trainer = data.trainer
     first, second = (data.on_after_batch_transfer(batch, 0)[0] for _ in range(2))
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("flag", ["root", "images.root"])
+def test_a_checkpoint_takes_the_folder_of_the_images_under_both_names(tmp_path, flag):
+    data = MaskedDataModule(ImageFolderDataModule(tmp_path / "gone", image_size=16), smallest=0.2)
+    path = tmp_path / "some.ckpt"
+    torch.save({"state_dict": {}, "datamodule_hyper_parameters": dict(data.hparams)}, path)
+    found = load_data(path, {flag: str(tmp_path / "here")})
+    assert (found.images.root, found.images.image_size) == (tmp_path / "here", 16)
+    assert found.pairs.smallest == 0.2
 
 
 def test_low_resolution_is_the_mean_of_squares():

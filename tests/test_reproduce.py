@@ -575,6 +575,37 @@ def test_the_regression_has_one_answer():
     assert torch.equal(completions, model.decode(x, torch.zeros(6, 3)).unsqueeze(1).expand(-1, 3, -1, -1, -1))
 
 
+def test_completions_have_rows_and_pictures(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(completion_results, "train", lambda model, data, seconds: fit_two_steps(model, data))
+    monkeypatch.setattr(completion_results.LabelNet, "fit", lambda self, data, epochs: self.eval())
+    out, models = tmp_path / "rows.json", ["joint critic", "bundled", "donors"]
+    monkeypatch.setattr("sys.argv", ["completion_results.py", f"--root={root}", f"--out={out}", "--models", *models])
+    completion_results.main()
+    rows = json.loads(out.read_text())
+    for name in models:
+        assert all(math.isfinite(rows[name][key]) for key in ("fid", "fid_floor", "agreement", "diversity"))
+        assert (tmp_path / f"rows_{name}.png").is_file() == (name != "donors")
+    assert rows["bundled"]["agreement"] > rows["joint critic"]["agreement"] + 0.3
+    assert rows["bundled"]["nll"] < 60
+    assert 1.5 * rows["joint critic"]["sharpness_ratio"] < rows["bundled"]["sharpness_ratio"] < 1.15
+
+
+def test_the_rows_of_the_picture_are_those_of_the_most_different_digits(root):
+    images, labels = read_digits(BUNDLED_DIGITS, "test")
+    ten = torch.stack([images[labels == label][0].view(1, 28, 28) / 255 for label in range(10)])
+    x = torch.arange(130.0).view(-1, 1, 1, 1)
+    data = SimpleNamespace(test_dataloader=lambda: x.split(50), join=lambda x, y: y)
+    data.on_after_batch_transfer = lambda batch, _: (batch, -batch, None)
+
+    def complete(part, n):
+        """One digit, but of three images several."""
+        kinds = {7: 3, 60: 10, 109: 5, 120: 10}
+        return torch.stack([ten[torch.arange(n) % kinds.get(int(one), 1)] for one in part])
+
+    found = completion_results.find_disputed(SimpleNamespace(complete=complete), data, images=110, count=3)
+    assert [part.flatten().tolist() for part in found] == [[60, 109, 7], [-60, -109, -7]]
+
+
 def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
     out, row = tmp_path / "rows.json", next(iter(mnist_results.ROWS))
     for seed, psnr in ((1, 9.0), (0, 5.0), (1, 3.0)):
@@ -598,9 +629,8 @@ def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
 )
 def test_each_condition_model_and_seed_adds_a_row(root, tmp_path, monkeypatch, condition, model, measured):
     monkeypatch.setattr(condition_results, "train", lambda model, data, seconds: fit_two_steps(model, data))
-    monkeypatch.setattr(condition_results, "LIKELIHOOD_IMAGES", 1)
+    monkeypatch.setattr(condition_results, "TEST_BATCHES", 1)
     monkeypatch.setattr(evaluation.labels, "STEPS", 5)
-    monkeypatch.setattr(evaluation.completions.LabelNet, "fit", lambda self, data, epochs: self.eval())
     out = tmp_path / "rows.json"
     for seed in ("0", "1"):
         arguments = [
@@ -620,13 +650,13 @@ def test_each_condition_model_and_seed_adds_a_row(root, tmp_path, monkeypatch, c
         condition_results.main()
     found = json.loads(out.read_text())
     assert set(found[condition][model]) == {"0", "1"}
-    assert found["digits"] == 540
     for row in found[condition][model].values():
+        assert row["digits"] == 540
         assert measured <= set(row)
         assert all(math.isfinite(row[name]) for name in measured)
     assert (tmp_path / f"rows_{condition}_{model}_1.png").is_file()
     monkeypatch.setattr("sys.argv", ["condition_results.py", *arguments, "--seconds", "2"])
-    with pytest.raises(SystemExit, match="holds results for other settings"):
+    with pytest.raises(SystemExit, match=f"holds {condition} for other settings"):
         condition_results.main()
 
 

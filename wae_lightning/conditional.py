@@ -20,7 +20,7 @@ from wae_lightning.networks.conditional import (
     WhitenedPCA,
     number_of_features,
 )
-from wae_lightning.networks.flow import Flow
+from wae_lightning.networks.flow import Flow, MixtureFlow
 from wae_lightning.noise import EncoderNoise, FixedNoise
 from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.precision import in_full_precision
@@ -61,7 +61,7 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         features: Network φ that maps x to (B, p), not trained. None: x itself, if it is a vector or a label; else the
             first 16 principal components, whitened, which are computed from the training set before the first step.
         flow: As in ``WAE``. With ``condition_features`` = p it is a map of codes given φ(x), so that draws for this x
-            follow the codes of this x; then ``match`` must be ``joint``.
+            follow the codes of this x; ``match`` must then be ``joint``. A ``MixtureFlow`` takes labels only.
         condition_shape: Shape of one condition. The two defaults are upper and lower halves of MNIST's digits.
         target_shape: Shape of one target.
         num_classes: Number of labels, if conditions are labels; ``condition_shape`` is then ``(num_classes,)``.
@@ -124,9 +124,9 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         features = features or (nn.Identity() if len(condition_shape) == 1 else WhitenedPCA(p, condition_shape))
         self.features = features.requires_grad_(False)
         p = number_of_features(features, condition_shape) if match == "joint" else 0
-        if flow is not None and flow.condition_features not in (0, p):
-            found = flow.condition_features
-            raise ValueError(f"the flow must have condition_features {p} or 0 with {match=}, got {found}")
+        p_of_flow = p if num_classes or not isinstance(flow, MixtureFlow) else 0
+        if flow is not None and (found := flow.condition_features) not in (0, p_of_flow):
+            raise ValueError(f"the flow must have condition_features {p_of_flow} or 0 with {match=}, got {found}")
         if match == "marginal":
             self.penalty = penalty or MMD()
             self.penalty.set_prior(self.prior)

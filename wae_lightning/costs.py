@@ -53,6 +53,10 @@ class Cost(Part, nn.Module, ABC):
     @abstractmethod
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor: ...
 
+    def mean(self, reconstruction: Tensor) -> Tensor:
+        """The mean of what the cost takes a reconstruction to stand for: itself, unless the cost says otherwise."""
+        return reconstruction
+
     def forward(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         """Returns the cost of each sample, shape (B,)."""
         if target.shape != reconstruction.shape:
@@ -134,15 +138,38 @@ class PyramidError(Cost):
 
 
 class BinaryCrossEntropy(Cost):
-    """scale · -Σ [x log y + (1 - x) log(1 - y)], for values in [0, 1]; least at y = x, where it is not 0 for greys.
+    """scale · -Σ [x log p + (1 - x) log(1 - p)], for values in [0, 1]; least at p = x, where it is not 0 for greys.
 
-    y is kept between 10⁻¹² and 1 - 6·10⁻⁸ (in float32), so that no pixel costs more than 28, and none has a gradient of
+    p is y = the reconstruction, or with another ``temperature`` T its logit over T made a share again, σ(σ⁻¹(y) / T).
+    Where a pixel is uncertain, p is grey, and with T > 1 what the decoder puts out is T times as decided: the picture
+    is crisper, and its likelihood, that of p, the same.
+
+    p is kept between 10⁻¹² and 1 - 6·10⁻⁸ (in float32), so that no pixel costs more than 28, and none has a gradient of
     NaN.
+
+    Args:
+        scale: Factor of the whole cost.
+        temperature: T, positive.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
+
+    def __init__(self, scale: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(scale)
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        self.temperature = temperature
+
+    def mean(self, reconstruction: Tensor) -> Tensor:
+        if self.temperature == 1:
+            return reconstruction
+        inside = in_full_precision(reconstruction).clamp(1e-12, 1 - torch.finfo(torch.float32).eps / 2)
+        return ((inside.log() - (-inside).log1p()) / self.temperature).sigmoid()
 
     def _unscaled(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         # at 0 and 1 PyTorch's gradient is 10¹²: too much for a sigmoid in half precision
-        inside = reconstruction.clamp(1e-12, 1 - torch.finfo(reconstruction.dtype).eps / 2)
+        inside = self.mean(reconstruction).clamp(1e-12, 1 - torch.finfo(reconstruction.dtype).eps / 2)
         return F.binary_cross_entropy(inside, target, reduction="none").flatten(1).sum(1)
 
 

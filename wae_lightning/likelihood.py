@@ -20,6 +20,7 @@ __all__ = ["ConditionalLikelihood"]
 class ConditionalLikelihood(LightningModule, ABC):
     """The density q(z | x, y) of a conditional model's codes, and what it says of log p(y | x)."""
 
+    cost: Any
     noise: Any
     prior: Any
     standardize: Any
@@ -66,8 +67,8 @@ class ConditionalLikelihood(LightningModule, ABC):
         """Draws codes for each pair and returns their log importance weights, in nats.
 
         These are log p(y | x, z) + log p(z) - log q(z | x, y) at z from q, or log p(y | x, z) at z from the prior. For
-        p(y | x, z) the pixels are independent Bernoulli variables with the decoder's output as means. The mean over the
-        draws from q is the evidence lower bound.
+        p(y | x, z) the pixels are independent Bernoulli variables with the decoder's output as means, or what the cost
+        takes it for. The mean over the draws from q is the evidence lower bound.
 
         Args:
             x: Conditions (B, *condition_shape), or labels.
@@ -83,7 +84,7 @@ class ConditionalLikelihood(LightningModule, ABC):
         """
         x = self._condition(x)
         if prior:
-            return -binary_cross_entropy(y.flatten(1), self.complete(x, n).flatten(2))
+            return -binary_cross_entropy(y.flatten(1), self.cost.mean(self.complete(x, n)).flatten(2))
         posterior = self.posterior(x, y)
         if posterior is None:
             raise ValueError("q(z | x, y) has no density: noise must be FixedNoise or GaussianNoise, the prior normal")
@@ -98,6 +99,6 @@ class ConditionalLikelihood(LightningModule, ABC):
             features = self._phi(x).repeat_interleave(n, dim=0)
             log_prior = self.flow.log_prob(codes, *self._given(features))
             z = self._from_code(codes, features).view_as(z)
-        log_likelihood = -binary_cross_entropy(y.flatten(1), self.complete(x, n, z=z).flatten(2))
+        log_likelihood = -binary_cross_entropy(y.flatten(1), self.cost.mean(self.complete(x, n, z=z)).flatten(2))
         log_prior = log_prior.view_as(log_q)
         return log_likelihood + log_prior - log_q

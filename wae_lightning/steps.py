@@ -188,8 +188,8 @@ class Steps(LightningModule, ABC):
         code = self.draw_codes(x)
         compared = self.compared(x, code)
         terms = self.terms(x, code)
-        # a last batch of one image has no unbiased penalty; it counts for the other terms only
-        if len(compared) > 1:
+        # a last batch of one image has no unbiased penalty, but a critic's; it counts for the other terms only
+        if len(compared) > 1 or isinstance(self.penalty, Adversarial):
             terms["penalty"] = self.penalty_of(compared)
         codes, features = code[:: self.penalty.codes_per_input], compared[:: self.penalty.codes_per_input]
         suffix = f"/dataloader_idx_{dataloader_idx}" if dataloader_idx else ""

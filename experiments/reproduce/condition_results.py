@@ -21,15 +21,16 @@ from completion_results import CVAE, Regression, train
 from records import EXPERIMENTS, commit, write_json
 
 from wae_lightning import ConditionalWAE, from_config
-from wae_lightning.callbacks import CompletionPictures, LabelPictures
-from wae_lightning.evaluation import evaluate_completions, evaluate_labels
-from wae_lightning.lightning import seed_everything
+from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCompletions
+from wae_lightning.evaluation import evaluate_labels
+from wae_lightning.lightning import Trainer, seed_everything
+from wae_lightning.metrics import CodeDependence
 from wae_lightning.networks import CouplingFlow
 from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
 from wae_lightning.penalties import MMD
 
-LIKELIHOOD_IMAGES = 100  # of each, 200 codes are decoded
+TEST_BATCHES = 5  # of 200 images: of each ten completions, which convolutional networks take half a minute for
 CONDITIONS = {"labels": "mnist_labels", "inpainting": "mnist_inpainting", "superresolution": "mnist_superresolution"}
 
 
@@ -45,8 +46,8 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         return cls(encoder=like.encoder, decoder=like.decoder, cost=like.cost, **shapes, **makers), data
     arguments: dict[str, Any] = {
         "WAE": {},
-        "WAE with a flow": {"flow": CouplingFlow()},
-        "WAE without a flow": {"flow": None},
+        "WAE with a flow": {"flow": CouplingFlow(), "fit_flow": None},
+        "WAE without a flow": {"flow": None, "fit_flow": None},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
         "WAE, codes matched alone": {"match": "marginal", "penalty": MMD(), "penalty_weight": 10.0},
     }[name]
@@ -75,7 +76,15 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
     if model.num_classes:
         found = evaluate_labels(model, data, 10_000, seed, "auto", None)
     else:
-        found = evaluate_completions(model, data, seed, likelihood_images=LIKELIHOOD_IMAGES)
+        tester = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_test_batches=TEST_BATCHES, callbacks=[MeasureCompletions(likelihood_images=0)],
+        )  # fmt: skip
+        torch.manual_seed(seed)
+        (measured,) = tester.test(model, data, verbose=False)
+        found = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
+        if isinstance(model, Regression):  # it has no codes
+            found = {name: value for name, value in found.items() if name not in CodeDependence.names}
     x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     if model.num_classes:
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
@@ -84,20 +93,22 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
         return found, CompletionPictures().draw(model, x, y, data.pairs)
 
 
-def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any], settings: dict[str, Any]) -> None:
+def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any]) -> None:
     """Adds a row to a file that other commands may be adding to.
 
     Raises:
-        SystemExit: If the file holds rows of other settings.
+        SystemExit: If the file holds rows of this condition for other ``digits`` or ``seconds``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else dict(settings)
-        if table | settings != table:
-            raise SystemExit(f"{path} holds results for other settings than {settings}: name another file")
+        table: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         condition, name, seed = keys
-        table.setdefault(condition, {}).setdefault(name, {})[seed] = row
+        rows = table.setdefault(condition, {})
+        settings = {key: row[key] for key in ("digits", "seconds")}
+        if any(other | settings != other for seeds in rows.values() for other in seeds.values()):
+            raise SystemExit(f"{path} holds {condition} for other settings than {settings}: name another file")
+        rows.setdefault(name, {})[seed] = row
         write_json(path, table)
 
 
@@ -123,11 +134,11 @@ def main() -> None:
     seed_everything(arguments.seed)
     start = time.process_time()
     steps = train(model, data, arguments.seconds)
-    cost = {"steps": steps, "cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
+    cost = {"digits": len(data.train_set), "seconds": arguments.seconds, "steps": steps}
+    cost |= {"cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
     found, picture = measure(model, data, arguments.seed)
     keys = (arguments.condition, arguments.model, str(arguments.seed))
-    digits = {"digits": len(data.train_set), "seconds": arguments.seconds}
-    add(arguments.out, keys, cost | found, digits)
+    add(arguments.out, keys, cost | found)
     print(" ".join(keys), {key: round(value, 4) for key, value in found.items()}, flush=True)
     torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"))
 

@@ -283,6 +283,7 @@ COMPLETIONS = {
     "agreement %": ("agreement", 1, 100),
     "label entropy": ("label_entropy", 3, 1), "diversity": ("diversity", 2, 1), "-ELBO": ("negative_elbo", 1, 1),
     "NLL": ("nll", 1, 1), "HSIC / null": ("hsic_over_null", 2, 1), "FID": ("fid", 1, 1),
+    "sharpness / real": ("sharpness_ratio", 2, 1),
 }  # fmt: skip
 
 
@@ -297,6 +298,20 @@ def completions(observed: str) -> str:
     known = {"agreement": seen["agreement_reference"], "label_entropy": seen["label_entropy_reference"]}
     rows.append(["*what can be known*", *(number(known.get(k), n, f) for k, n, f in COMPLETIONS.values())])
     return markdown(["model", *COMPLETIONS], rows)
+
+
+TRIALS = {
+    "FID": ("fid", 2, 1), "FID, crisp": ("fid_crisp", 2, 1), "sharpness / real, crisp": ("sharpness_ratio_crisp", 2, 1),
+    "diversity": ("diversity", 2, 1), "agreement %": ("agreement", 1, 100), "label entropy": ("label_entropy", 3, 1),
+    "NLL": ("nll_200", 1, 1), "HSIC / null": ("hsic_over_null", 2, 1),
+}  # fmt: skip
+
+
+def trials(part: str, columns: Sequence[str]) -> str:
+    """Short trials from the bundled model."""
+    rows = load("completion_trials")[part]
+    cells = [[number(row.get(key), n, f) for key, n, f in (TRIALS[name] for name in columns)] for row in rows]
+    return markdown([part, *columns], [[row["what"], *found] for row, found in zip(rows, cells, strict=True)])
 
 
 def quadrants() -> str:
@@ -445,6 +460,8 @@ TABLES = {
     "labels": lambda: conditions("labels", LABELS),
     "inpainting": lambda: conditions("inpainting", PICTURES),
     "super-resolution": lambda: conditions("superresolution", PICTURES),
+    "trained on": lambda: trials("trained", list(TRIALS)),
+    "drawn otherwise": lambda: trials("drawn", ["FID", "FID, crisp", "diversity", "agreement %", "label entropy"]),
     "quadrants": quadrants, "dependence": dependence,
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),

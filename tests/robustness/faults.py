@@ -160,7 +160,7 @@ _FAULTS = {
         ("(i < num_points % patches)", "0", "pointnet"),
     ],
     "wae_lightning/networks/flow.py": [
-        ("constants = weight_logits.log_softmax(0) + log", "constants = weight_logits + log", "flow"),
+        ("return logits.log_softmax(0).expand(n, -1)", "return logits.expand(n, -1)", "flow"),
         ("log_determinant + of_layer", "log_determinant - of_layer", "flow"),
         ("[:, order.argsort()", "[:, order", "flow"),
         ("return lower.clamp(1e-300, 1 - 1e-16), upper.clamp(1e-300, 1 - 1e-16)", "return lower, upper", "flow"),

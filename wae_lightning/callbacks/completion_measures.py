@@ -72,7 +72,7 @@ class MeasureCompletions(Callback):
         probabilities = None if self.label_net is None else self.label_net(x).softmax(1)
         self._completions.update(images, completed, labels, probabilities, hidden)
         if getattr(model.features, "fitted", True):
-            self._dependence.update(model.features(x), model.draw_codes((x, y)))
+            self._dependence.update(model.features(x), model.encode(x, y, noise=True))
         x, y = x[: self._left], y[: self._left]
         self._left -= len(x)
         if len(x):

@@ -17,6 +17,7 @@ from datamodules.pairs import PairDataModule
 from wae_lightning import WAE, ConditionalWAE, noise, references, report
 from wae_lightning.cli.errors import find_class
 from wae_lightning.lightning import LightningDataModule
+from wae_lightning.networks import MixtureFlow
 from wae_lightning.parts import Part
 
 __all__ = ["link"]
@@ -89,6 +90,12 @@ class Sizes:
         return self.read("model.features.num_features")  # type: ignore[no-any-return]
 
     @property
+    def flow_features(self) -> int | None:
+        """What a flow sees beside the codes: a mixture only labels."""
+        labels_only = issubclass(class_of(self.read("model.flow")), MixtureFlow)
+        return 0 if labels_only and not self.num_classes else self.condition_features
+
+    @property
     def compared(self) -> int | None:
         """What a critic sees: codes, and beside them the features of the condition."""
         return None if self.condition_features is None else self.d + int(self.condition_features)
@@ -149,7 +156,7 @@ RULES: dict[str, Callable[[Sizes], Any]] = {
     "model.decoder.latent_dim": lambda sizes: sizes.d,
     "model.noise.latent_dim": lambda sizes: sizes.d,
     "model.flow.dim": lambda sizes: sizes.d,
-    "model.flow.condition_features": lambda sizes: sizes.condition_features,
+    "model.flow.condition_features": lambda sizes: sizes.flow_features,
     "model.critic.latent_dim": lambda sizes: sizes.compared,
     "model.penalty.critic.latent_dim": lambda sizes: sizes.compared,
     "model.image_shape": lambda sizes: None if sizes.is_conditional else sizes.image_shape,

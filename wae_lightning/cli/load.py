@@ -114,6 +114,8 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise UsageError(f"{path}: its {argument} is a {type(value).__name__}, expected {wanted}")
     takes = {*stored, *parameters}
+    if "images" in stored:  # as the folder was called in training
+        overrides = {"root" if key == "images.root" else key: value for key, value in overrides.items()}
     if unknown := set(overrides) - takes:
         raise UsageError(f"--data.{min(unknown)}: {cls.__name__} takes {', '.join(sorted(takes))}")
     given = {key: yaml.safe_load(value) for key, value in overrides.items()}

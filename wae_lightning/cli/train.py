@@ -115,6 +115,16 @@ class MonitorCheck(Callback):
                     f"{suggest(monitor, logged)} (--num_sanity_val_steps 0 leaves this check out)"
                 )
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        wanted = any(getattr(callback, "monitor", None) == "val/loss" for callback in callbacks)
+        missing = wanted and not trainer.sanity_checking and "val/loss" not in trainer.callback_metrics
+        if isinstance(pl_module, WAE) and missing:
+            raise UsageError(
+                f"{type(pl_module.penalty).__name__} needs at least 2 validation examples in a batch, found 1: give "
+                "more data, or a larger --data.val_fraction"
+            )
+
 
 class Stopped(SystemExit):
     """SIGTERM came while there was nothing to save: before, or after, training."""

@@ -60,11 +60,10 @@ def evaluate_completions(
     seed: int,
     features: str = "auto",
     inception_weights: Path | None = None,
-    likelihood_images: int = 2000,
 ) -> dict[str, float]:
     """Measures completions, on MNIST beside those that a classifier of the given parts would choose."""
     if data is None:
-        raise ValueError("completions are measured against images: name their folder with --data.root DIR")
+        raise ValueError("a conditional model is measured against images: name their folder with --data.root DIR")
     torch.manual_seed(seed)
     data.prepare_data()
     data.setup("fit")
@@ -72,7 +71,7 @@ def evaluate_completions(
     label_net = LabelNet(data.condition_shape).fit(data, epochs=8).to(model.device) if digits else None
     trainer = Trainer(
         accelerator=model.device.type, devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[MeasureCompletions(likelihood_images, label_net)],
+        callbacks=[MeasureCompletions(label_net=label_net)],
     )  # fmt: skip
     (measured,) = trainer.test(model, data, verbose=False)
     results = {name.removeprefix("test/"): float(value) for name, value in measured.items()}

@@ -220,6 +220,8 @@ class CompletionMetrics(Metric):
       too little variety.
     - ``fid``: Fréchet distance of one completion of each image from the real images, in the classifier's features. A
       model without any diversity can score well on it: never quote it without ``diversity`` and ``label_entropy``.
+    - ``fid_floor``: the same distance between two completions of each image: what a perfect model's would be from the
+      real images, if its completions were spread like these. Given pixels are the same on both sides.
 
     Args:
         mask: Boolean (1, height, width): True where the image is observed; None: nowhere.
@@ -228,6 +230,7 @@ class CompletionMetrics(Metric):
 
     real_features: list[Tensor]
     completed_features: list[Tensor]
+    other_features: list[Tensor]
     real_labels: list[Tensor]
     ranks: Tensor
     count: Tensor
@@ -239,6 +242,7 @@ class CompletionMetrics(Metric):
         self.classifier = classifier
         self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("completed_features", default=[], dist_reduce_fx="cat")
+        self.add_state("other_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_labels", default=[], dist_reduce_fx="cat")
         self.add_state("ranks", default=torch.empty(0, dtype=torch.int64), dist_reduce_fx="sum")
@@ -327,6 +331,7 @@ class CompletionMetrics(Metric):
                     drawn = label_probabilities.multinomial(n, replacement=True)
                     values["label_entropy_reference"] = entropy_of_labels(drawn)
             self.completed_features.append(features[:, 0])
+            self.other_features.append(features[:, 1])
         values["spread"] = mean_pairwise_distance(features)
         self._known.update(values)
         for name, value in values.items():
@@ -356,7 +361,9 @@ class CompletionMetrics(Metric):
         shares = self.ranks / self.ranks.sum()
         results["rank_error"] = 0.5 * (shares - 1 / len(shares)).abs().sum()
         if self.classifier is not None:
-            results["fid"] = frechet_distance(features, dim_zero_cat(self.completed_features))
+            completed = dim_zero_cat(self.completed_features)
+            results["fid"] = frechet_distance(features, completed)
+            results["fid_floor"] = frechet_distance(completed, dim_zero_cat(self.other_features))
         return results
 
     def reset(self) -> None:

@@ -179,6 +179,8 @@ class ConditionalConvDecoder(nn.Module, Part):
         width: Factor on the channel counts of :class:`ConvEncoder` and :class:`ConvDecoder`.
         kernel_size: Side of the kernels.
         hidden: Number of features of the observed part.
+        fully_connected: Units of layers between code and convolutions; none: the code goes into the convolutions as
+            it is.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -197,6 +199,7 @@ class ConditionalConvDecoder(nn.Module, Part):
         width: float = 0.125,
         kernel_size: int = 4,
         hidden: int = 256,
+        fully_connected: Sequence[int] = (),
     ) -> None:
         super().__init__()
         _check_sizes(latent_dim=[latent_dim], hidden=[hidden])
@@ -204,7 +207,9 @@ class ConditionalConvDecoder(nn.Module, Part):
         inputs = latent_dim
         if observed_shape is not None:
             inputs += observed_shape[0] if len(observed_shape) == 1 else hidden
-        self.decoder = ConvDecoder(inputs, target_shape, width, kernel_size, last_stride=2)
+        self.decoder = ConvDecoder(
+            inputs, target_shape, width, kernel_size, last_stride=2, hidden=tuple(fully_connected)
+        )
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Maps (observed, z), or z alone, to images (B, *target_shape) in [0, 1]."""
@@ -250,16 +255,17 @@ class WhitenedPCA(nn.Module, Part):
         return bool(self.components.any())
 
     def fit(self, x: Tensor) -> None:
-        """Finds the components of inputs (n, *input_shape), n larger than their number.
+        """Finds the components of inputs (n, *input_shape).
 
-        Components of (almost) no variance stay 0 instead of being blown up.
+        Components of (almost) no variance stay 0 instead of being blown up, as do those that few inputs do not have: n
+        inputs have at most n - 1.
 
         Raises:
-            ValueError: If there are too few inputs.
+            ValueError: If there are no two different inputs.
         """
         x = in_full_precision(x).flatten(1)
-        if len(x) <= self.num_features:
-            raise ValueError(f"{self.num_features} principal components need more than {len(x)} inputs")
+        if not (x != x[:1]).any():
+            raise ValueError(f"principal components need at least 2 different training inputs, all {len(x)} are alike")
         mean = x.mean(0)
         self.mean.copy_(mean)
         # random starting vectors, always the same ones, leave the global generator alone
@@ -269,7 +275,7 @@ class WhitenedPCA(nn.Module, Part):
             _, values, directions = torch.pca_lowrank((x - mean).cpu(), rank, center=False, niter=6)
         std = values[: self.num_features] / math.sqrt(len(x) - 1)
         directions = directions[:, : self.num_features]
-        self.components.copy_(torch.where(std > 1e-4 * std[0], directions / std, 0))
+        self.components.zero_()[:, : len(std)] = torch.where(std > 1e-4 * std[0], directions / std, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps inputs (B, *input_shape) to features (B, num_features)."""

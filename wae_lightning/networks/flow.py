@@ -190,6 +190,8 @@ class MixtureFlow(Flow):
     Args:
         dim: Number of dimensions d, at least 2.
         components: Number of Gaussians, each with a full covariance.
+        condition_features: Number p of labels, if each is to have ``components`` Gaussians of its own; conditions are
+            then one-hot vectors. 0: none.
 
     Raises:
         ValueError: If an argument is too small.
@@ -202,56 +204,83 @@ class MixtureFlow(Flow):
         (True, torch.Size([3]))
     """
 
-    def __init__(self, dim: int = 8, components: int = 50) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int = 8, components: int = 50, condition_features: int = 0) -> None:
+        super().__init__(dim, condition_features)
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
+        self.components = components
+        components *= max(condition_features, 1)
         self.weight_logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, dim))
         # the inverse of the covariance's Cholesky root: its diagonal by logarithms, and what is below
         self.log_diagonal = nn.Parameter(torch.zeros(components, dim))
         self.below = nn.Parameter(torch.zeros(components, dim, dim))
 
+    def _of(self, label: int) -> list[Tensor]:
+        """The parameters of the Gaussians of one label."""
+        return [parameter[label * self.components :][: self.components] for parameter in self.parameters()]
+
     @torch.no_grad()
-    def mixture(self) -> Mixture:
-        """The Gaussians that it consists of."""
-        logits, means, log_diagonal, below = (in_float64(x).cpu() for x in self.parameters())
+    def mixture(self, label: int = 0) -> Mixture:
+        """The Gaussians that it consists of, or those of one label."""
+        logits, means, log_diagonal, below = (in_float64(x).cpu() for x in self._of(label))
         inverse = below.tril(-1) + torch.diag_embed(log_diagonal.exp())
         root = torch.linalg.solve_triangular(inverse, torch.eye(self.dim, dtype=inverse.dtype), upper=False)
         return Mixture(logits.softmax(0), means.clone(), root @ root.mT)
 
     @torch.no_grad()
-    def set_mixture(self, mixture: Mixture) -> None:
+    def set_mixture(self, mixture: Mixture, label: int = 0) -> None:
         """Takes a mixture of at most as many Gaussians as it has; if of fewer, heavy ones are there several times.
 
         Raises:
             ValueError: If it has more, or lies in other dimensions.
         """
         k, dim = mixture.means.shape
-        if k > len(self.means) or dim != self.dim:
-            raise ValueError(f"{k} Gaussians in {dim} dimensions do not fit into {len(self.means)} in {self.dim}")
+        if k > self.components or dim != self.dim:
+            raise ValueError(f"{k} Gaussians in {dim} dimensions do not fit into {self.components} in {self.dim}")
         copies = torch.ones(k)
-        for _ in range(len(self.means) - k):
+        for _ in range(self.components - k):
             copies[(mixture.weights / copies).argmax()] += 1
         which = torch.arange(k).repeat_interleave(copies.long())
         root = torch.linalg.inv(torch.linalg.cholesky(mixture.covariances))[which]
-        self.weight_logits.copy_((mixture.weights / copies)[which].log())
-        self.means.copy_(mixture.means[which])
-        self.log_diagonal.copy_(root.diagonal(dim1=1, dim2=2).log())
-        self.below.copy_(root.tril(-1))
+        weights = (mixture.weights / copies)[which].log()
+        found = weights, mixture.means[which], root.diagonal(dim1=1, dim2=2).log(), root.tril(-1)
+        for parameter, value in zip(self._of(label), found, strict=True):
+            parameter.copy_(value)
 
     @torch.no_grad()
     def fit(self, codes: Tensor, validation: Tensor) -> bool:
-        """Fits the mixture to codes (n, d) by :func:`~wae_lightning.mixtures.fit_mixture`.
+        """Fits the mixture, or that of each label, to codes by :func:`~wae_lightning.mixtures.fit_mixture`.
 
-        It stays as it is if its mean log-density on the validation codes (m, d) is the better one. Returns whether it
-        changed.
+        It stays as it is if its mean log-density on the validation codes is the better one.
+
+        Args:
+            codes: What it is fitted to, (n, d), or with conditions (n, d + p): codes beside one-hot vectors.
+            validation: What decides, (m, d) or (m, d + p).
+
+        Returns:
+            Whether anything changed.
         """
-        fitted = fit_mixture(codes, validation, len(self.means), start=self.mixture())
-        if float(self.log_prob(validation).mean()) >= float(fitted.log_prob(validation.cpu().double()).mean()):
-            return False
-        self.set_mixture(fitted)
-        return True
+        changed = False
+        for label in range(max(self.condition_features, 1)):
+            own = [x[x[:, self.dim + label] > 0.5] if self.condition_features else x for x in (codes, validation)]
+            if self.condition_features and (len(own[0]) < 2 or not len(own[1])):
+                continue
+            (fitted_to, _), (seen, given) = (
+                (x[:, : self.dim], (x[:, self.dim :],) if self.condition_features else ()) for x in own
+            )
+            fitted = fit_mixture(fitted_to, seen, self.components, start=self.mixture(label))
+            if float(self.log_prob(seen, *given).mean()) < float(fitted.log_prob(seen.cpu().double()).mean()):
+                self.set_mixture(fitted, label)
+                changed = True
+        return changed
+
+    def _log_weights(self, logits: Tensor, n: int, condition: Tensor | None) -> Tensor:
+        """Logarithms of the weights that the Gaussians have for each of n points, (n, k): those of other labels 0."""
+        if condition is None:
+            return logits.log_softmax(0).expand(n, -1)
+        others = condition.repeat_interleave(self.components, dim=1) < 0.5
+        return logits.masked_fill(others, -torch.inf).log_softmax(1)
 
     def _whitened(self, x: Tensor) -> Tensor:
         """Points as each component sees them, (B, k, d): coordinate i is standard normal given those before it."""
@@ -266,7 +295,7 @@ class MixtureFlow(Flow):
         with full_float32(x.device):
             squares = self._whitened(x).square().sum(2)
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
-            constants = weight_logits.log_softmax(0) + log_diagonal.sum(1)
+            constants = self._log_weights(weight_logits, len(x), condition) + log_diagonal.sum(1)
             return (constants - 0.5 * squares).logsumexp(1) - 0.5 * self.dim * math.log(2 * math.pi)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -276,7 +305,7 @@ class MixtureFlow(Flow):
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
             # a component's weight times its density of the coordinates before i, for i up to d
             log_density = log_diagonal - 0.5 * (white.square() + math.log(2 * math.pi))
-            log_weights = weight_logits.log_softmax(0).view(1, -1, 1).expand(len(x), -1, 1)
+            log_weights = self._log_weights(weight_logits, len(x), condition).unsqueeze(2)
             log_weights = torch.cat([log_weights, log_density], dim=2).cumsum(2)
             lower, upper = _tails(in_float64(log_weights[:, :, :-1].softmax(1)), in_float64(white))
             # from the smaller of the two tails, whose rounding errors are the smaller ones
@@ -291,7 +320,7 @@ class MixtureFlow(Flow):
         given = z
         with full_float32(z.device):
             z = in_float64(z)
-            log_weights = in_float64(self.weight_logits).log_softmax(0).expand(len(z), -1)
+            log_weights = self._log_weights(in_float64(self.weight_logits), len(z), condition)
             means, slopes, below = in_float64(self.means), in_float64(self.log_diagonal).exp(), in_float64(self.below)
             x = z.new_empty(len(z), 0)
             for i in range(self.dim):

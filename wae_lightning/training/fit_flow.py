@@ -39,6 +39,7 @@ def distance_from_normal(z: Tensor) -> float:
 class FitFlow(Callback):
     """Fits a ``MixtureFlow`` to the remembered codes by expectation maximisation; warns of a flow that does not fit.
 
+    For a mixture of each label the remembered codes would be few; it is fitted to 5,000 for each label, encoded anew.
     Gradient steps find a mixture in tens of dimensions slowly; expectation maximisation takes seconds.
     It runs after every so many epochs, before their validation, and after the last one. Of the trained and the fitted
     mixture the one with the better mean log-density on codes of the validation set stays, and is trained on. (Without a
@@ -53,8 +54,8 @@ class FitFlow(Callback):
 
     Args:
         flow: The flow, a part of the model.
-        memory: The codes that it is fitted to, a part of the model; their first d columns are taken.
-        codes: Maps a batch on the device to codes as the flow gets them, (n, d).
+        memory: The codes that it is fitted to, a part of the model; their first columns are taken, d or d + p.
+        codes: Maps a batch on the device to codes as the flow gets them, (n, d), conditions beside them, (n, d + p).
         every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
         scale: The standard deviation of the prior, which codes z have.
     """
@@ -72,6 +73,7 @@ class FitFlow(Callback):
         self.codes = codes
         self.every_n_epochs = every_n_epochs
         self.scale = scale
+        self._columns = flow.dim + flow.condition_features
         self._seen: list[Tensor] = []
 
     def on_train_batch_end(
@@ -86,9 +88,15 @@ class FitFlow(Callback):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, model: LightningModule, flow: MixtureFlow) -> None:
-        codes = self.memory.all()[:, : flow.dim]
-        validation = self._validation_codes(trainer, model)
-        if validation is None:
+        codes, validation = self.memory.all()[:, : self._columns], None
+        if flow.condition_features:  # for a mixture of each label they are too few
+            codes = self._encoded(trainer, model, trainer.train_dataloader, MOST_CODES * flow.condition_features)
+        if trainer.enable_validation:
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            loaders: Any = trainer.val_dataloaders
+            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+            validation = self._encoded(trainer, model, loader, max(MOST_CODES, 1000 * flow.condition_features))
+        if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
             codes, validation = codes[~held_out], codes[held_out]
         if trainer.is_global_zero and len(codes) > 1 and len(validation):
@@ -96,22 +104,16 @@ class FitFlow(Callback):
         for parameter in flow.parameters():
             parameter.copy_(trainer.strategy.broadcast(parameter.detach()))
 
-    def _validation_codes(self, trainer: Trainer, model: LightningModule) -> Tensor | None:
-        """Codes of the validation set, or None without one; no trace is left in the random number generators."""
-        loop = trainer.fit_loop.epoch_loop.val_loop
-        if not trainer.enable_validation:
-            return None
-        loop.setup_data()
-        loaders: Any = trainer.val_dataloaders
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-        found: list[Tensor] = []
+    def _encoded(self, trainer: Trainer, model: LightningModule, loader: Any, most: int) -> Tensor:
+        """Codes of a set, at most about so many; no trace is left in the random number generators."""
+        found = [torch.empty(0, self._columns, device=model.device)]
         on_gpu = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=on_gpu), evaluation_mode(model), trainer.precision_plugin.forward_context():
             for batch in loader or []:
-                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self.flow.dim])
-                if sum(map(len, found)) >= MOST_CODES:
+                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns])
+                if sum(map(len, found)) >= most:
                     break
-        return torch.cat(found) if found else None
+        return torch.cat(found)
 
     # ---- whether it fits --------------------------------------------------------------------------------------------
 

@@ -98,16 +98,18 @@ def check_positive(**shapes: tuple[int, ...]) -> None:
             raise ValueError(f"{name} must be one or more positive numbers, got {shape}")
 
 
-def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuses a batch of what ``name`` says that is not (B, *shape).
+def check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
+    """Refuses a batch of what ``name`` says that is not (B, *shape), and images of bytes.
 
     Raises:
         ValueError: Naming both shapes.
     """
-    if not x.ndim or tuple(x.shape[1:]) != shape:
-        raise ValueError(
-            f"the {name} must be of shape (B, {', '.join(map(str, shape))}), as in training, got {tuple(x.shape)}"
-        )
+    tensor = isinstance(x, Tensor)
+    if not tensor or not x.ndim or tuple(x.shape[1:]) != shape:
+        found = tuple(x.shape) if tensor else type(x).__name__
+        raise ValueError(f"the {name} must be of shape (B, {', '.join(map(str, shape))}), as in training, got {found}")
+    if len(shape) > 1 and not x.is_floating_point():
+        raise ValueError(f"the {name} must be floats, as in training, got {x.dtype}: bytes want to be divided by 255")
 
 
 def one_hot(labels: Any, num_classes: int, device: torch.device) -> Tensor:
@@ -124,7 +126,10 @@ def one_hot(labels: Any, num_classes: int, device: torch.device) -> Tensor:
     Raises:
         ValueError: If they are something else.
     """
-    found = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels must be integers (B,) from 0 to {num_classes - 1}, got {labels!r:.100}") from None
     whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
     if found.ndim != 1 or not whole:
         raise ValueError(
