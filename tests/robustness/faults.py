@@ -845,11 +845,6 @@ _FAULTS = {
     ],
     "wae_lightning/cli/generate.py": [
         (
-            "arguments.steps) * model.prior.scale",
-            "arguments.steps)",
-            "generate::test_a_traversal_goes_as_far_as_the_prior",
-        ),
-        (
             "model.interpolate(z[:-1], z[1:]",
             "model.interpolate(z[1:], z[:-1]",
             "generate::test_lines_lead_from_input_to_input",
