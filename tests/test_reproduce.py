@@ -678,6 +678,39 @@ def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatc
     assert best == "trained with the model"
 
 
+def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 2})
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    small = ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow.components=2"]
+    checkpoint = trained("modelnet40_pointnet_quick", "--model.latent_dim=4", "--trainer.callbacks=[]", *small)
+    out, flags = tmp_path / "flows.json", ["--steps=2", "--components=2", "--name=clouds"]
+    for row in ("trained with the model", "FlowMatching"):
+        flow_results.main([f"--checkpoint={checkpoint}", "--root=data", f"--out={out}", "--rows", row, *flags])
+    found = json.loads(out.read_text())["clouds"]
+    assert (found["dim"], list(found["rows"])) == (4, ["trained with the model", "FlowMatching"])
+    for row in found["rows"].values():
+        assert {"1-NNA", "COV", "z_length", "traversals_through_codes_largest_step"} < set(row)
+        assert all(np.isfinite(value) for value in row.values())
+
+
+def test_flows_are_fitted_to_the_codes_of_each_weight(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    out, models = tmp_path / "evenness.json", []
+    measure = flow_results.measure
+    monkeypatch.setattr(flow_results, "measure", lambda model, *rest: models.append(model) or measure(model, *rest))
+    flags = ["--epochs=1", "--steps=2", "--components=2", "--num_samples=150", "--rows", "FlowMatching"]
+    flow_results.main(["--weights", "0", "30", f"--root={root}", f"--out={out}", *flags])
+    found = json.loads(out.read_text())
+    assert [(name, row["penalty_weight"]) for name, row in found.items()] == [("λ = 0", 0), ("λ = 30", 30)]
+    assert [model.penalty_weight for model in models] == [0, 30]
+    for one, model in zip(found.values(), models, strict=True):
+        samples = model.sample(150, torch.Generator().manual_seed(0))
+        expected = frechet_distance(DigitFeatures()(digits_of(root)), DigitFeatures()(samples))
+        assert one["rows"]["FlowMatching"]["fid_digits"] == pytest.approx(expected, rel=1e-3)
+    flow_results.main([f"--out={out}", f"--plot={tmp_path / 'evenness.png'}"])
+    assert (tmp_path / "evenness.png").stat().st_size > 1000
+
+
 def test_pictures_near_training_pictures_and_their_mirror_images():
     training = torch.rand(20, 3, 8, 8)
     moved = training[:5].flip(3) + 0.1
