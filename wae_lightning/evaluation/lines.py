@@ -100,11 +100,11 @@ def measure_traversals(
     with evaluation_mode(model):
         for way in ways:
             rows, decode = traversal_codes(model, start, STEPS, way)
-            parts = rows.flatten(0, 1).split(codes_at_once(model, 500))
+            parts = torch.split(rows.flatten(0, 1), codes_at_once(model, 500))
             pictures = torch.cat([decode(part) for part in parts])
-            measures = evenness(pictures.unflatten(0, rows.shape[:2]).transpose(0, 1))
+            measures = evenness(pictures.view(*rows.shape[:2], *pictures.shape[1:]).transpose(0, 1))
             if classifier is not None:
-                classes = torch.cat([classifier(part).argmax(1) for part in pictures.split(500)])
+                classes = torch.cat([classifier(part).argmax(1) for part in torch.split(pictures, 500)])
                 measures["commonest_class"] = float(classes.bincount().max()) / len(classes)
             found |= {f"traversals_through_{way}_{name}": value for name, value in measures.items()}
     return found
