@@ -82,7 +82,7 @@ def run_once(model, data):
 
 def small(name):
     """Widths of the networks at the size of the papers, which take seconds to make."""
-    conv = name.endswith("_paper") and "_wae_" in name
+    conv = name.endswith(("_paper", "_repo")) and "_wae_" in name
     return {"encoder": {"width": 0.05}, "decoder": {"width": 0.05}} if conv else {}
 
 
@@ -122,6 +122,40 @@ def test_pictures_of_another_size_and_in_grey_need_no_word_to_the_model(name):
     flags = [f"--data.{'images.' * pairs}{key}={value}" for key, value in data.get("images", data).items()]
     found = size(parsed(f"--config={name}", *flags), "model.target_shape" if pairs else "model.image_shape")
     assert found == list(module.target_shape if pairs else module.image_shape)
+
+
+def test_the_paper_s_configs_are_the_paper_s_and_the_repository_s_are_its_code_s():
+    """Weight of the penalty, epochs, variance of the prior, learning rate, whether the input has noise."""
+    expected = {
+        "celeba_wae_mmd_paper": (100, 55, 2, 1e-3, False), "celeba_wae_gan_paper": (1, 55, 2, 3e-4, False),
+        "celeba_wae_mmd_repo": (100, 50, 1, 1e-3, True), "celeba_wae_gan_repo": (100, 50, 1, 3e-4, True),
+        "mnist_wae_mmd_paper": (10, 100, 1, 1e-3, True), "mnist_wae_gan_paper": (10, 100, 1, 1e-3, True),
+    }  # fmt: skip
+    for name, (weight, epochs, variance, rate, noisy) in expected.items():
+        model, _ = from_config(name, **small(name))
+        assert model.penalty_weight == weight, name
+        assert yaml.safe_load(config_file(name).read_text())["trainer"]["max_epochs"] == epochs, name
+        assert model.prior.scale**2 == pytest.approx(variance), name
+        optimizer = model.make_optimizer([nn.Parameter(torch.zeros(1))])
+        assert optimizer.param_groups[0]["lr"] == rate, name
+        schedule = model.make_lr_scheduler(optimizer)
+        found = [optimizer.param_groups[0]["lr"] / rate]
+        for _ in range(50):
+            optimizer.step()
+            schedule.step()
+            found.append(optimizer.param_groups[0]["lr"] / rate)
+        exponential = [0.01 ** (epoch / 50) for epoch in (29, 30, 50)]
+        steps = exponential if name.endswith("_repo") else [1, 0.5, 0.1]
+        assert [found[epoch] for epoch in (29, 30, 50)] == pytest.approx(steps, rel=0.02), name
+        assert (type(model.noise).__name__ == "InputNoise") == noisy, name
+        if "gan" in name:
+            width = 1024 if name.endswith("_repo") else 512
+            shapes = [tuple(x.shape) for x in model.penalty.critic.parameters() if x.ndim == 2]
+            assert shapes == [(width, model.latent_dim), *[(width, width)] * 3, (1, width)], name
+            assert model.penalty.log_prior == name.startswith("celeba"), name
+        else:
+            assert model.penalty.kernel.c == pytest.approx(2 * model.latent_dim * variance), name
+            assert len(model.penalty.kernel.scales) == (7 if name.endswith("_repo") else 1), name
 
 
 def test_the_sizes_of_the_default_configs_are_what_they_were():

@@ -58,7 +58,7 @@ def test_a_run_under_a_gradient_scaler_goes_on_with_or_without_clipping(tmp_path
 
 
 def test_configs_of_the_papers_sizes_have_fused_optimizers():
-    for file in CONFIG_FILES.glob("*_paper.yaml"):
+    for file in [*CONFIG_FILES.glob("*_paper.yaml"), *CONFIG_FILES.glob("*_repo.yaml")]:
         optimizers = re.findall(
             r"class_path: torch\.optim\.Adam.*(?:\n.*init_args:)(.*(?:\n {8,}.*)*)", file.read_text()
         )

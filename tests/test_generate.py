@@ -19,7 +19,7 @@ from wae_lightning.cli.inputs import read_images, read_inputs
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.priors import Normal
 
-GIVEN = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None)
+GIVEN = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None, through="codes")
 POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
 
 
@@ -100,12 +100,19 @@ def test_lines_lead_from_input_to_input(digits, tmp_path):
 
 
 def test_traversals_move_one_dimension_in_each_row(digits, tmp_path):
-    main([str(digits), "--what", "traversal", "--steps", "3", "--out", str(tmp_path / "t.npz")])
-    rows = samples_of(tmp_path / "t.npz").unflatten(0, (16, 3))
-    model = load_model(digits)
+    """Each row leads through another sample, or all through the first input."""
+    model, flags = load_model(digits), ["--what", "traversal", "--through", "z", "--steps", "3"]
+    main([str(digits), *flags, "--out", str(tmp_path / "t.npz")])
+    start = model.prior.sample(16, torch.Generator().manual_seed(0))
+    image = torch.rand(2, 1, 28, 28)
+    np.savez(tmp_path / "in.npz", samples=image.numpy())
+    main([str(digits), *flags, "--inputs", str(tmp_path / "in.npz"), "--out", str(tmp_path / "of_input.npz")])
     with torch.no_grad():
-        torch.testing.assert_close(rows[:, 1], model.decode(torch.zeros(16, 16)), atol=1e-5, rtol=0)
-        torch.testing.assert_close(rows[:, 2], model.decode(2 * torch.eye(16)), atol=1e-5, rtol=0)
+        for file, codes in (("t", start), ("of_input", model.encode(image[:1]).expand(16, -1))):
+            rows = samples_of(tmp_path / f"{file}.npz").unflatten(0, (16, 3))
+            for column, value in enumerate((-2.0, 0.0, 2.0)):
+                moved = torch.where(torch.eye(16) > 0, value, codes)
+                torch.testing.assert_close(rows[:, column], model.decode(moved), atol=1e-4, rtol=0)
 
 
 def test_pictures_of_any_size_are_reconstructed(digits, tmp_path):
@@ -403,10 +410,11 @@ def test_an_untrained_model_has_no_codes_for_a_mixture(digits, tmp_path, capsys)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_traversal_goes_as_far_as_the_prior(scale):
     model = WAEMMD(encoder=torch.nn.Flatten(), decoder=torch.nn.Unflatten(1, (1, 1, 2)), prior=Normal(2, scale))
-    rows = draw(model, "traversal", [], GIVEN)
-    way = [scale * step for step in (-2.0, -1.0, 0.0, 1.0, 2.0)]
-    assert rows[0].flatten(1).tolist() == [[x, 0] for x in way]
-    assert rows[1].flatten(1).tolist() == [[0, x] for x in way]
+    rows = draw(model, "traversal", [], GIVEN).flatten(2)
+    way = scale * torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    for dimension in range(2):
+        torch.testing.assert_close(rows[dimension, :, dimension], way)
+        assert (rows[dimension, :, 1 - dimension] == rows[dimension, 0, 1 - dimension]).all()
 
 
 def test_what_is_neither_image_nor_cloud_is_written_as_numbers_only(tmp_path):

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from wae_lightning import WAE
-from wae_lightning.evaluation.lines import evenness, measure_lines
+from wae_lightning.drawing import traversal_codes
+from wae_lightning.evaluation.lines import evenness, measure_lines, measure_traversals
+from wae_lightning.mixtures import Mixture
 from wae_lightning.networks import CouplingFlow, MixtureFlow
 from wae_lightning.priors import Normal
 
@@ -72,3 +74,47 @@ def test_a_third_class_is_one_of_neither_end():
     assert found["lines_through_codes_third_class"] == pytest.approx(1 / 3)
     assert found["lines_through_z_largest_step"] == pytest.approx(1 / 29, rel=1e-4)
     assert "lines_through_codes_third_class" not in measure_lines(model(None), images)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_traversals_follow_the_principal_directions_of_the_codes(scale):
+    """Codes are from a known normal distribution: each line is as long as four of its standard deviations."""
+    flow, turn = MixtureFlow(6, 1), torch.linalg.qr(torch.randn(6, 6))[0].double()
+    mean, variances = torch.full((6,), 5.0).double(), torch.tensor([100.0, 25.0, 9.0, 4.0, 1.0, 0.1]).double()
+    flow.set_mixture(Mixture(torch.ones(1).double(), mean[None], (turn * variances @ turn.T)[None]))
+    one = model(flow, scale)
+    start = one.encode(torch.randn(3, 1, 2, 3))
+    rows, decode = traversal_codes(one, start, 7, "codes")
+    pictures = decode(rows.flatten(0, 1)).view(3, 7, 6).double()
+    steps = pictures.diff(dim=1)
+    torch.testing.assert_close(steps, steps[:, :1].expand_as(steps), rtol=1e-3, atol=1e-3)
+    through = one.decode(start).flatten(1).double()
+    for i in range(3):
+        along = (pictures[i] - mean) @ turn
+        assert along[-1, i].abs().item() == pytest.approx(2 * variances[i].sqrt().item(), rel=0.15)
+        assert along[0, i].item() == pytest.approx(-along[-1, i].item(), rel=0.15)
+        distance = (pictures[i, -1] - pictures[i, 0]).norm()
+        assert distance.item() == pytest.approx(4 * variances[i].sqrt().item(), rel=0.1)
+        # the line leads through its start: what is across it stays
+        way = (pictures[i, -1] - pictures[i, 0]) / distance
+        across = through[i] - pictures[i]
+        torch.testing.assert_close(
+            across - (across @ way)[:, None] * way, torch.zeros(7, 6).double(), atol=1e-3, rtol=0
+        )
+
+
+def test_the_share_of_the_commonest_class_in_traversals():
+    class Sign(nn.Module):
+        def forward(self, x):
+            return torch.stack([x[:, 0, 0, 0] < 1, x[:, 0, 0, 0] >= 1], dim=1).float()
+
+    found = measure_traversals(model(None), Sign(), ("codes", "z"))
+    start = Normal(6).sample(6, torch.Generator().manual_seed(0))[:, 0]
+    # the first line leads from -2 to 2 along the first pixel, which the others leave as it is
+    below = 30 * int((start[1:] < 1).sum()) + int((np.linspace(-2, 2, 30) < 1).sum())
+    expected = max(below, 180 - below) / 180
+    for way in ("codes", "z"):
+        assert found[f"traversals_through_{way}_commonest_class"] == pytest.approx(expected)
+        assert found[f"traversals_through_{way}_largest_step"] == pytest.approx(1 / 29, rel=1e-3)
+        assert found[f"traversals_through_{way}_length"] == pytest.approx(1, rel=1e-3)
+    assert not [name for name in measure_traversals(model(None)) if "class" in name]

@@ -422,12 +422,8 @@ def test_the_baselines_of_clouds_are_what_they_are_called(monkeypatch):
     assert len(set(places)) == 6
 
 
-def test_the_pictures_of_clouds_stand_under_their_names(monkeypatch, tmp_path):
+def test_the_pictures_of_clouds_stand_under_their_names(monkeypatch):
     shown = {}
-
-    def keep(rows, names):
-        shown.update(zip(names, rows, strict=True))
-        return SimpleNamespace(savefig=lambda path, dpi: None)
 
     class Double:
         def __init__(self, factor):
@@ -439,14 +435,44 @@ def test_the_pictures_of_clouds_stand_under_their_names(monkeypatch, tmp_path):
         def sample(self, n, generator):
             return torch.randn(n, 8, 3, generator=generator)
 
-    monkeypatch.setattr(point_cloud_results, "draw_point_sets", keep)
-    data = cloud_data(test=10)
-    point_cloud_results.draw(Double(2), Double(3), data, tmp_path / "clouds.png")
-    x = data.test_set.points[:, :8]
+    monkeypatch.setattr(
+        figures, "draw_point_sets", lambda rows, names, columns: shown.update(zip(names, rows, strict=True)) or columns
+    )
+    data = cloud_data(test=20)
+    data.class_names, data.test_set.labels = ["a", "b"], torch.arange(20) // 10
+    data.prepare_data = lambda: None
+    data.setup = lambda stage: None
+    assert figures.draw_clouds(Double(2), data, Double(3)) == ["a"] * 5 + ["b"] * 5
+    x = data.test_set.points[[0, 2, 4, 6, 8, 10, 12, 14, 16, 19], :8]
     assert list(shown) == ["input", "row by row", "Chamfer", "sample"]
     for name, factor in (("input", 1), ("row by row", 3), ("Chamfer", 2)):
         torch.testing.assert_close(shown[name], factor * x)
     assert shown["sample"].shape == (10, 8, 3)
+
+
+def test_one_command_trains_blobs_and_shapes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 3})
+    costs, called = [], []
+    draw = figures.draw
+    monkeypatch.setattr(
+        figures, "draw", lambda n, models, data: costs.extend(m.cost for m in models) or draw(n, models, data)
+    )
+    called = in_this_process(monkeypatch, figures)
+    small = ["--max_epochs=1", "--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--trainer.callbacks=[]"]
+    figures.main(["5", "--quick", f"--out={tmp_path / 'figure.png'}", "--model.flow.components=2", *small])
+    assert called == ["train.py"] * 2
+    row_by_row, chamfer = costs
+    cloud = torch.rand(1, 256, 3)
+    shuffled = cloud[:, torch.randperm(256)]
+    assert row_by_row(cloud, shuffled).item() == pytest.approx(
+        (cloud - shuffled).square().sum(2).mean().item(), rel=1e-4
+    )
+    assert chamfer(cloud, shuffled).item() == 0
+    assert (tmp_path / "figure.png").is_file()
+    with pytest.raises(SystemExit):
+        figures.main(["2", "--quick"])
+    assert "--quick is for figure 5" in capsys.readouterr().err
 
 
 # ---- completions ----------------------------------------------------------------------------------------------------
@@ -680,6 +706,39 @@ def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatc
         assert all(np.isfinite(value) for value in row.values())
     best = max(found["rows"], key=lambda name: found["rows"][name]["log_density"])
     assert best == "trained with the model"
+
+
+def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 2})
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    small = ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow.components=2"]
+    checkpoint = trained("modelnet40_pointnet_quick", "--model.latent_dim=4", "--trainer.callbacks=[]", *small)
+    out, flags = tmp_path / "flows.json", ["--steps=2", "--components=2", "--name=clouds"]
+    for row in ("trained with the model", "FlowMatching"):
+        flow_results.main([f"--checkpoint={checkpoint}", "--root=data", f"--out={out}", "--rows", row, *flags])
+    found = json.loads(out.read_text())["clouds"]
+    assert (found["dim"], list(found["rows"])) == (4, ["trained with the model", "FlowMatching"])
+    for row in found["rows"].values():
+        assert {"1-NNA", "COV", "z_length", "traversals_through_codes_largest_step"} < set(row)
+        assert all(np.isfinite(value) for value in row.values())
+
+
+def test_flows_are_fitted_to_the_codes_of_each_weight(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
+    out, models = tmp_path / "evenness.json", []
+    measure = flow_results.measure
+    monkeypatch.setattr(flow_results, "measure", lambda model, *rest: models.append(model) or measure(model, *rest))
+    flags = ["--epochs=1", "--steps=2", "--components=2", "--num_samples=150", "--rows", "FlowMatching"]
+    flow_results.main(["--weights", "0", "30", f"--root={root}", f"--out={out}", *flags])
+    found = json.loads(out.read_text())
+    assert [(name, row["penalty_weight"]) for name, row in found.items()] == [("λ = 0", 0), ("λ = 30", 30)]
+    assert [model.penalty_weight for model in models] == [0, 30]
+    for one, model in zip(found.values(), models, strict=True):
+        samples = model.sample(150, torch.Generator().manual_seed(0))
+        expected = frechet_distance(DigitFeatures()(digits_of(root)), DigitFeatures()(samples))
+        assert one["rows"]["FlowMatching"]["fid_digits"] == pytest.approx(expected, rel=1e-3)
+    flow_results.main([f"--out={out}", f"--plot={tmp_path / 'evenness.png'}"])
+    assert (tmp_path / "evenness.png").stat().st_size > 1000
 
 
 def test_pictures_near_training_pictures_and_their_mirror_images():

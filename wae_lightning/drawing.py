@@ -1,4 +1,4 @@
-"""What drawing from a model needs: evaluation mode for a while, and the lines between codes."""
+"""What drawing from a model needs: evaluation mode for a while, and the lines between and through codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wae_lightning.priors import Prior, Sphere
 
-__all__ = ["evaluation_mode", "lines_between", "through_codes_or_z"]
+__all__ = ["evaluation_mode", "lines_between", "through_codes_or_z", "traversal_codes"]
 
 
 @contextmanager
@@ -55,3 +55,33 @@ def lines_between(start: Tensor, end: Tensor, steps: int, prior: Prior) -> Tenso
     weights = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(-1, 1, 1)
     lines = torch.lerp(start.expand(steps, -1, -1), end.to(start).expand(steps, -1, -1), weights)
     return prior.project(lines.flatten(0, 1)).view_as(lines) if isinstance(prior, Sphere) else lines
+
+
+@torch.no_grad()
+def traversal_codes(model: Any, start: Tensor, steps: int, through: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Lines through codes, each in another direction, from one tail of all codes to the other; all else stays.
+
+    With a flow and through its ``codes``, line i follows their i-th principal direction, of largest variance first,
+    from the quantile that a normal distribution has at -2 standard deviations to that at 2. Otherwise it follows axis i
+    of z, from -2 to 2 times the prior's scale.
+
+    Args:
+        model: The model, in evaluation mode.
+        start: A code z for each line to lead through, (n, d), n at most d.
+        steps: Number of points on each line.
+        through: ``codes`` or ``z``.
+
+    Returns:
+        The points, (n, steps, d), and what decodes them.
+    """
+    n, draws = len(start), model.prior.sample(2000, torch.Generator().manual_seed(0), start.device)
+    start, draws, decode = through_codes_or_z(model, start, draws, through)
+    if through == "z" or model.flow is None:
+        directions = torch.eye(model.latent_dim, device=start.device)[:n]
+        ends = 2 * model.prior.scale * torch.tensor([[-1.0], [1.0]], device=start.device).expand(2, n)
+    else:
+        directions = torch.linalg.svd(draws - draws.mean(0), full_matrices=False).Vh[:n]
+        tails = torch.special.ndtr(torch.tensor([-2.0, 2.0], device=start.device))
+        ends = (draws @ directions.T).quantile(tails.to(draws), dim=0)
+    low, high = (start + (end - (start * directions).sum(1)).unsqueeze(1) * directions for end in ends)
+    return lines_between(low, high, steps, model.prior).transpose(0, 1), decode

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import draw_clouds
 
 from datamodules import ModelNet40DataModule
 from wae_lightning import PointNetWAE
-from wae_lightning.callbacks import draw_point_sets
 from wae_lightning.cli import load
 from wae_lightning.cli.errors import UsageError
 from wae_lightning.costs import chamfer_distance
@@ -73,19 +73,6 @@ def baselines(data: Any, classifier: PointNetClassifier) -> dict[str, dict[str, 
     picked = torch.randperm(len(train), generator=generator)[: len(test)]
     rows["real training clouds"] = compare_sets(train[picked], test, train)
     return rows
-
-
-def draw(model: PointNetWAE, other: PointNetWAE | None, data: Any, path: Path) -> None:
-    """Draws test clouds, their reconstructions by one or two models, and samples from the prior."""
-    chosen = torch.linspace(0, len(data.test_set.points) - 1, 10).long()
-    inputs = data.test_set.points[chosen, : data.num_points]
-    rows = {"input": inputs}
-    with torch.no_grad():
-        if other is not None:
-            rows["row by row"] = other(inputs)
-        rows["Chamfer"] = model(inputs)
-        rows["sample"] = model.sample(len(chosen), torch.Generator().manual_seed(0))
-    draw_point_sets(list(rows.values()), list(rows)).savefig(path, dpi=80)
 
 
 def load_model(ckpt: Path) -> PointNetWAE:
@@ -146,7 +133,8 @@ def measure(arguments: argparse.Namespace) -> None:
     else:
         model = load_model(arguments.ckpt)
         if arguments.picture:
-            draw(model, arguments.beside and load_model(arguments.beside), data, arguments.picture)
+            beside = arguments.beside and load_model(arguments.beside)
+            draw_clouds(model, data, beside).savefig(arguments.picture, dpi=80)
             return
         new = {
             arguments.row or arguments.ckpt.parents[2].name: measure_model(model, data, classifier, arguments.fitted)

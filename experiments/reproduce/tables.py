@@ -265,17 +265,55 @@ def emoji() -> str:
 
 FLOWS = {
     "log-density": ("log_density", 1, 1), "distance": ("distance", 2, 1), "digits-FID": ("fid_digits", 1, 1),
+    "patches ×10³": ("patch_distance_mean", 0, 1000), "1-NNA": ("1-NNA", 2, 1), "coverage": ("COV", 2, 1),
     "largest step %": ("z_largest_step", 1, 100), "path / line": ("z_length", 2, 1),
     "third digit %": ("z_third_class", 0, 100), "CPU s": ("cpu_seconds", 0, 1),
 }  # fmt: skip
 
 
-def flows() -> str:
-    found = load("flow_results")["digits"]["rows"]
-    rows = [[name, *(number(row.get(key), n, f) for key, n, f in FLOWS.values())] for name, row in found.items()]
-    lines = {key.replace("codes_", "z_"): x for key, x in found["trained with the model"].items() if "codes_" in key}
-    rows.append(["*lines through the codes*", *(number(lines.get(key), n, f) for key, n, f in FLOWS.values())])
-    return markdown(["flow", *FLOWS], rows)
+def flows(name: str, left_out: Sequence[str] = ()) -> str:
+    """Flows on the codes of one model; columns that no row has are left out."""
+    found = load("flow_results")[name]["rows"]
+    columns = {
+        title: column
+        for title, column in FLOWS.items()
+        if title not in left_out and any(column[0] in row for row in found.values())
+    }
+    rows = [[flow, *(number(row.get(key), n, f) for key, n, f in columns.values())] for flow, row in found.items()]
+    lines = {key.replace("codes_", "z_"): x for key, x in next(iter(found.values())).items() if "codes_" in key}
+    rows.append(["*lines through the codes*", *(number(lines.get(key), n, f) for key, n, f in columns.values())])
+    return markdown(["flow", *columns], rows)
+
+
+TRAVERSALS = {
+    "largest step %": ("largest_step", 1, 100), "path / line": ("length", 2, 1),
+    "commonest digit %": ("commonest_class", 0, 100),
+}  # fmt: skip
+
+
+def traversals() -> str:
+    """Lines and traversals of the bundled model, through the codes and through z."""
+    found = load("flow_results")["digits"]["rows"]["trained with the model"]
+    rows = []
+    for kind, before in (("lines", ""), ("traversals", "traversals_through_")):
+        for way in ("z", "codes"):
+            cells = (number(found.get(f"{before}{way}_{key}"), n, f) for key, n, f in TRAVERSALS.values())
+            rows.append([f"{kind} through {'the codes' if way == 'codes' else 'z'}", *cells])
+    return markdown(["", *TRAVERSALS], rows)
+
+
+EVENNESS_RUNS = ROOT / "experiments" / "results" / "evenness.json"
+EVENNESS = ["digits-FID", "log-density", "largest step %", "path / line", "third digit %"]
+
+
+def evenness() -> str:
+    """Flows on the codes of models of other weights of the penalty."""
+    rows = []
+    for weight, found in (load("evenness") if EVENNESS_RUNS.exists() else {}).items():
+        for flow, row in found["rows"].items():
+            cells = (number(row.get(FLOWS[title][0]), *FLOWS[title][1:]) for title in EVENNESS)
+            rows.append([weight, flow, *cells])
+    return markdown(["", "flow", *EVENNESS], rows)
 
 
 COMPLETIONS = {
@@ -454,7 +492,9 @@ TABLES = {
     "readme": lambda: compared(README, ["precision, recall", "rec., twin"]), "compared": lambda: compared(COMPARED),
     "yardsticks": yardsticks, "sweep": sweep,
     "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
-    "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji, "flows": flows,
+    "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
+    "flows": lambda: flows("digits", ["patches ×10³"]), "flows of emoji": lambda: flows("emoji"),
+    "flows of clouds": lambda: flows("clouds"), "traversals": traversals, "evenness": evenness,
     "completions of the lower half": lambda: completions("top"),
     "completions of the right half": lambda: completions("left"),
     "labels": lambda: conditions("labels", LABELS),

@@ -24,6 +24,7 @@ def draw_point_sets(
     names: list[str] | None = None,
     up_axis: Literal["x", "y", "z"] = "y",
     reach: float | None = None,
+    columns: list[str] | None = None,
 ) -> Figure:
     """Draws point sets side by side, all from one viewpoint and with equal axes.
 
@@ -32,6 +33,7 @@ def draw_point_sets(
         names: A name for each row.
         up_axis: The axis that is drawn upright.
         reach: Half of the side of the cube that is shown around the origin. None: that of the first row.
+        columns: A name for each column.
 
     Returns:
         A figure of its own, unknown to pyplot: save it with ``figure.savefig(path)``.
@@ -39,20 +41,22 @@ def draw_point_sets(
     from matplotlib.figure import Figure
 
     reach = reach or float(rows[0].abs().max()) or 1.0
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(1.5 * columns + 0.2, 1.5 * len(rows)))
+    width = max(len(row) for row in rows)
+    figure = Figure(figsize=(1.5 * width + 0.2, 1.5 * len(rows)))
     figure.subplots_adjust(left=0.03, right=1, bottom=0, top=1, wspace=0, hspace=0)
     up = "xyz".index(up_axis)
     order = [(up + 1) % 3, (up + 2) % 3, up]  # a rotation, so that nothing is mirrored
     for i, row in enumerate(rows):
         for j, points in enumerate(row.detach().float().cpu()[:, :, order].numpy()):
-            axes = figure.add_subplot(len(rows), columns, i * columns + j + 1, projection="3d")
+            axes = figure.add_subplot(len(rows), width, i * width + j + 1, projection="3d")
             size = 1.5 * (1024 / len(points)) ** 0.5
             axes.scatter(*points.T, s=size, c=points[:, 2], cmap="viridis", linewidths=0, vmin=-reach, vmax=reach)
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
             axes.set_box_aspect((1, 1, 1), zoom=1.4)
             axes.view_init(elev=25, azim=-60)
             axes.set_axis_off()
+            if columns is not None and i == 0:
+                axes.text2D(0.5, 0.93, columns[j], transform=axes.transAxes, ha="center", fontsize=8)
         if names is not None:
             height = 1 - (i + 0.5) / len(rows)
             figure.text(0.012, height, names[i], rotation=90, ha="center", va="center", fontsize=8)

@@ -3,7 +3,8 @@
 --what samples          draws from the prior, or from a mixture fitted to the training codes (--sampler gmm)
 --what reconstruction   each input above, or before, what the model makes of it
 --what interpolation    from one input, or sample, to the next, --steps points on each line
---what traversal        one latent dimension after the other from -2 to 2 times the prior's scale, a row for each
+--what traversal        one direction of the codes after the other, from one tail to the other, a row for each; they
+                        lead through the first input, or each through another sample
 --what completion       a conditional model's answers to the observed part of each input; --mask says what is hidden,
                         where the model was trained on holes
 --what style            of a model of labels: the code of each input, which has --input_labels, or of a sample, under
@@ -49,6 +50,7 @@ from wae_lightning.cli.files import whole_file
 from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP, find_checkpoint, read_overrides
 from wae_lightning.cli.inputs import read_inputs
 from wae_lightning.cli.load import import_modules, load_model
+from wae_lightning.drawing import traversal_codes
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.work import codes_at_once
 
@@ -111,12 +113,9 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             raise UsageError(f"--what interpolation needs at least 2 inputs or samples, got {len(z)}")
         return model.interpolate(z[:-1], z[1:], arguments.steps, arguments.through).transpose(0, 1)
     if what == "traversal":
-        start = torch.zeros(model.latent_dim) if z is None else z[0]
-        rows = start.repeat(model.latent_dim, arguments.steps, 1)
-        way = torch.linspace(-2, 2, arguments.steps) * model.prior.scale
-        for dimension in range(model.latent_dim):
-            rows[dimension, :, dimension] = way
-        decoded = apply_in_batches(model.decode, rows.flatten(0, 1), size, model.device)
+        start = sampler.sample(model.latent_dim, generator) if z is None else z[:1].expand(model.latent_dim, -1)
+        rows, decode = traversal_codes(model, start, arguments.steps, arguments.through)
+        decoded = apply_in_batches(decode, rows.flatten(0, 1), size, model.device)
         return decoded.reshape(*rows.shape[:2], *decoded.shape[1:])
     return lay_out(apply_in_batches(model.decode, sampler.sample(arguments.num_samples, generator), size, model.device))
 
@@ -245,7 +244,7 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument("--sampler", choices=("prior", "gmm"), default="prior", help="where codes come from (prior)")
     parser.add_argument("--components", type=int, default=50, help="Gaussians of --sampler gmm (50)")
     parser.add_argument("--steps", type=int, default=10, help="points on a line (10)")
-    through_help = "what the lines of an interpolation are straight in: the encoder's own codes, or z (codes)"
+    through_help = "what interpolations and traversals are straight in: the encoder's own codes, or z (codes)"
     parser.add_argument("--through", choices=("codes", "z"), default="codes", help=through_help)
     parser.add_argument(
         "--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds, or folders of them"

@@ -21,7 +21,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from wae_lightning.base import WAE
 from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches, noise_share
-from wae_lightning.evaluation.lines import measure_lines
+from wae_lightning.evaluation.lines import measure_lines, measure_traversals
 from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
 from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.metrics.digit_classifier import DigitClassifier
@@ -387,4 +387,5 @@ def compare_with_data(
     some = next(read_test_images(data, model.device, model.input_key))[: sum(sizes) + 1]  # a quick look is quick
     digits = getattr(data, "content", None) == "digits" and model.input_range == (0, 1)
     classifier = DigitClassifier.pretrained().to(model.device) if digits else None
-    return results | measure_lines(model, some, classifier, ("codes", "z") if model.flow is not None else ("codes",))
+    ways: Any = ("codes", "z") if model.flow is not None else ("codes",)
+    return results | measure_lines(model, some, classifier, ways) | measure_traversals(model, classifier, ways)

@@ -1,4 +1,4 @@
-"""How evenly pictures change on the line from one to another."""
+"""How evenly pictures change on the line from one to another, and along one direction of the codes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.base import WAE
+from wae_lightning.drawing import evaluation_mode, traversal_codes
 from wae_lightning.work import codes_at_once
 
-__all__ = ["evenness", "measure_lines"]
+__all__ = ["evenness", "measure_lines", "measure_traversals"]
 
-LINES, STEPS = 100, 30
+LINES, STEPS, DIRECTIONS = 100, 30, 16
 
 
 def evenness(pictures: Tensor) -> dict[str, float]:
@@ -77,4 +78,33 @@ def measure_lines(
             for name, values in measures.items()
             if values
         }
+    return found
+
+
+@torch.no_grad()
+def measure_traversals(
+    model: WAE, classifier: nn.Module | None = None, ways: tuple[Literal["codes", "z"], ...] = ("codes",)
+) -> dict[str, float]:
+    """Measures 30 pictures along each of the first 16 directions of the codes, each through another sample.
+
+    Args:
+        model: The model.
+        classifier: Network from images to logits: it tells which share of all pictures is of the commonest class.
+        ways: What the lines are straight in, see ``--through`` of ``generate.py``.
+
+    Returns:
+        ``traversals_through_codes_largest_step``, ``..._length`` and ``..._commonest_class``, and so on for each way.
+    """
+    found: dict[str, float] = {}
+    start = model.prior.sample(min(model.latent_dim, DIRECTIONS), torch.Generator().manual_seed(0), model.device)
+    with evaluation_mode(model):
+        for way in ways:
+            rows, decode = traversal_codes(model, start, STEPS, way)
+            parts = torch.split(rows.flatten(0, 1), codes_at_once(model, 500))
+            pictures = torch.cat([decode(part) for part in parts])
+            measures = evenness(pictures.view(*rows.shape[:2], *pictures.shape[1:]).transpose(0, 1))
+            if classifier is not None:
+                classes = torch.cat([classifier(part).argmax(1) for part in torch.split(pictures, 500)])
+                measures["commonest_class"] = float(classes.bincount().max()) / len(classes)
+            found |= {f"traversals_through_{way}_{name}": value for name, value in measures.items()}
     return found
