@@ -169,7 +169,7 @@ def test_the_comparison_shows_the_row_of_most_seeds_and_nothing_that_was_not_mea
     files = {
         "mnist_results": {keys[0]: {"runs": [run(3.0)]}, keys[1]: {"runs": [run(4.0), run(6.0)]},
                           tables.COMPARED["VAE, 50 Gaussians"][0][0]: {"runs": [fitted]}},
-        "pythae": [run(8.0, sampler="MAF", cpu_seconds=12.0), run(5.0)],
+        "pythae": [run(8.0, sampler="MAF", seconds=270, cpu_seconds=12.0), run(5.0)],
         "yardsticks": {"digits": {"rows": {"floor": {
             "fid_digits": 1.0, "fid_digits_twin": 0.25, "patch_distance_mean": 0.011}}}},
     }  # fmt: skip

@@ -8,9 +8,16 @@ from helpers import pl, small, trainer
 from pretend_device import pretend_device, put_there
 from pytorch_lightning import Callback
 
-from datamodules import HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
+from datamodules import HalfImageDataModule, LabelDataModule, MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAE, WAEGAN, ConditionalWAE, PointNetWAE, costs, kernels, noise, penalties, priors
-from wae_lightning.callbacks import CodePictures, CompletionPictures, ImagePictures, PointCloudPictures, SampleQuality
+from wae_lightning.callbacks import (
+    CodePictures,
+    CompletionPictures,
+    ImagePictures,
+    LabelPictures,
+    PointCloudPictures,
+    SampleQuality,
+)
 from wae_lightning.cli import generate
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.train import Train
@@ -32,6 +39,9 @@ MODELS = {
     "mmd": lambda: small(standardize_codes=True, flow=MixtureFlow(4, 5), code_queue=40, noise=noise.GaussianNoise()),
     "gan": lambda: small(WAEGAN, noise=noise.InputNoise()),
     "conditional": lambda: ConditionalWAE(latent_dim=4),
+    "labels": lambda: ConditionalWAE(
+        num_classes=10, target_shape=(1, 28, 28), latent_dim=4, flow=MixtureFlow(4, 2, condition_features=10)
+    ),
     "pointnet": lambda: PointNetWAE(PointNetEncoder(4, feature_transform=True), num_points=128, latent_dim=4),
     "coupled": lambda: PointNetWAE(num_points=64, latent_dim=4, coupling=0.5, coupling_weight=1.0),
 }
@@ -42,7 +52,8 @@ def data_of(name, **arguments):
         return ModelNet40DataModule(
             num_points=64, batch_size=16, source="shapes", classes=["chair", "lamp"], **arguments
         )
-    return (HalfImageDataModule if name == "conditional" else MNISTDataModule)(batch_size=32, **arguments)
+    modules = {"conditional": HalfImageDataModule, "labels": LabelDataModule}
+    return modules.get(name, MNISTDataModule)(batch_size=32, **arguments)
 
 
 class FewDigits(MNISTDataModule):
@@ -102,7 +113,7 @@ def test_no_training_step_waits_or_copies(tmp_path, name):
         model.to(CUDA).eval()
         torch.testing.assert_close(model.training_codes().cpu(), codes)
         if isinstance(model, ConditionalWAE):
-            x = torch.rand(2, *model.condition_shape, device=CUDA)
+            x = torch.tensor([3, 5], device=CUDA) if model.num_classes else torch.rand(2, 1, 14, 28, device=CUDA)
             assert model.complete(x, 3).device == CUDA
             return
         drawn = model.sample(4)
@@ -168,6 +179,7 @@ def test_the_command_line_trains_resumes_tests_and_generates(tmp_path, monkeypat
     [
         ("mmd", lambda: [ImagePictures(), CodePictures(30), SampleQuality(num_samples=20)]),
         ("conditional", lambda: [CompletionPictures()]),
+        ("labels", lambda: [LabelPictures(), CodePictures(30)]),
         ("pointnet", lambda: [PointCloudPictures(), CodePictures(30)]),
     ],
 )

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from records import write_json
 from torch import Tensor, nn
 
 from datamodules import HalfImageDataModule
 from wae_lightning import ConditionalWAE, from_pretrained
 from wae_lightning.callbacks import CompletionPictures, MeasureCompletions
+from wae_lightning.callbacks.pictures import write_png
 from wae_lightning.costs import AbsoluteError
 from wae_lightning.evaluation.completions import LabelNet
 from wae_lightning.joint_mmd import JointMMD
@@ -212,7 +212,7 @@ def main() -> None:
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
             picture = CompletionPictures().draw(model.eval(), *find_disputed(model, data), data.pairs)
-            torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.png"))
+            write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), picture)
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         write_json(arguments.out, table)
 

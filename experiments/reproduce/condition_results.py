@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from completion_results import CVAE, Regression, train
 from records import EXPERIMENTS, commit, write_json
 
 from wae_lightning import ConditionalWAE, from_config
 from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCompletions
+from wae_lightning.callbacks.pictures import write_png
 from wae_lightning.evaluation import evaluate_labels
 from wae_lightning.lightning import Trainer, seed_everything
 from wae_lightning.metrics import CodeDependence
@@ -140,7 +140,7 @@ def main() -> None:
     keys = (arguments.condition, arguments.model, str(arguments.seed))
     add(arguments.out, keys, cost | found)
     print(" ".join(keys), {key: round(value, 4) for key, value in found.items()}, flush=True)
-    torchvision.utils.save_image(picture, arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"))
+    write_png(arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"), picture)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def rows_of(
         with torch.no_grad():
             reconstructed = (model.decoder(model.encoder(x)) for x in read_test_images(data))
             measured = comparison.measure(reconstructed, only_distances=True)
-        known = {"reg_weight": reg_weight, "seed": seed, "epochs": epochs}
+        known = {"reg_weight": reg_weight, "seed": seed, "seconds": goal, "epochs": epochs}
         known |= {f"{name}_reconstructions": value for name, value in measured.items()}
         for name in samplers:
             start = time.process_time()
