@@ -212,7 +212,8 @@ def test_other_loggers_and_none_leave_png_files_in_the_runs_folder(tmp_path):
 
 def test_a_picture_that_is_not_finite_is_written(tmp_path):
     write_png(tmp_path / "new/picture.png", torch.tensor([float("nan"), 0.5, float("inf")]).expand(3, 2, 3))
-    assert read(tmp_path / "new/picture.png")[0, :, 0].tolist() == [0, 128, 255]
+    # 300 times as large
+    assert read(tmp_path / "new/picture.png")[0, ::300, 0].tolist() == [0, 128, 255]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import time
@@ -81,6 +82,8 @@ def peak_megabytes(action: Callable[[], Any], device: torch.device) -> float:
 
     def measure() -> None:
         torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork
+        # memory that was freed, and kept for the next one who asks, would hide what the action asks for
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda size: None)(0)
         before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         action()
         sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6)

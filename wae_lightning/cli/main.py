@@ -16,7 +16,6 @@ COMMANDS = {"train": "trains a model", "evaluate": "measures trained models", "g
 
 TRAIN_HELP = """\
 usage: {program} [--config NAME] [--FLAG VALUE ...]
-
 Trains an auto-encoder and tests it; without any flag a WAE-MMD on digits, in one to two minutes.
 Everything lands in a folder runs/NAME/version_0.
 
@@ -34,7 +33,6 @@ The flags that matter:
   --model.encoder.width 0.25 size of the network, where the config names an encoder; also decoder
   --seed_everything 0        seed of all random numbers
   --ckpt_path last           goes on where the newest run of the config stopped
-
 All flags: --help_all. All values of a config, to edit and train with: --print_config > mine.yaml"""
 
 

@@ -275,7 +275,7 @@ class WhitenedPCA(nn.Module, Part):
             _, values, directions = torch.pca_lowrank((x - mean).cpu(), rank, center=False, niter=6)
         std = values[: self.num_features] / math.sqrt(len(x) - 1)
         directions = directions[:, : self.num_features]
-        self.components.zero_()[:, : len(std)] = torch.where(std > 1e-4 * std[0], directions / std, 0)
+        self.components.zero_()[:, : len(std)].copy_(torch.where(std > 1e-4 * std[0], directions / std, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps inputs (B, *input_shape) to features (B, num_features)."""

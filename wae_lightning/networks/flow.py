@@ -270,7 +270,8 @@ class MixtureFlow(Flow):
                 (x[:, : self.dim], (x[:, self.dim :],) if self.condition_features else ()) for x in own
             )
             fitted = fit_mixture(fitted_to, seen, self.components, start=self.mixture(label))
-            if float(self.log_prob(seen, *given).mean()) < float(fitted.log_prob(seen.cpu().double()).mean()):
+            own_density, density = self.log_prob(seen, *given).mean(), fitted.log_prob(seen.cpu().double()).mean()
+            if not float(own_density) >= float(density):  # also if it is no number
                 self.set_mixture(fitted, label)
                 changed = True
         return changed
