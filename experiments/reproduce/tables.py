@@ -491,7 +491,8 @@ def anomalies() -> str:
 
 
 TABLES = {
-    "readme": lambda: compared(README, ["precision, recall", "rec., twin"]).replace(" ± ", "±"), "compared": lambda: compared(COMPARED),
+    "readme": lambda: compared(README, ["precision, recall", "rec., twin"]).replace(" ± ", "±"),
+    "compared": lambda: compared(COMPARED),
     "yardsticks": yardsticks, "sweep": sweep,
     "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
