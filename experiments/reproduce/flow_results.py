@@ -155,7 +155,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
         for point, model in zip(points, models, strict=True):
             axes.annotate(f"{model['penalty_weight']:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.legend(fontsize="small", title="λ stands beside each point", title_fontsize="small")
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=150)
 
 
 def main(given: list[str] | None = None) -> None:
