@@ -77,13 +77,13 @@ def peak_megabytes(action: Callable[[], Any], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         action()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    # memory that was freed, and kept for the next one who asks, would hide what the action asks for
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda size: None)(0)
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def measure() -> None:
         torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork
-        # memory that was freed, and kept for the next one who asks, would hide what the action asks for
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda size: None)(0)
         before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         action()
         sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6)
