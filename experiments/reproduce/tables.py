@@ -304,14 +304,13 @@ def traversals() -> str:
     return markdown(["", *TRAVERSALS], rows)
 
 
-EVENNESS_RUNS = ROOT / "experiments" / "results" / "evenness.json"
 EVENNESS = ["digits-FID", "log-density", "largest step %", "path / line", "third digit %"]
 
 
 def evenness() -> str:
     """Flows on the codes of models of other weights of the penalty."""
     rows = []
-    for weight, found in (load("evenness") if EVENNESS_RUNS.exists() else {}).items():
+    for weight, found in load("evenness").items():
         for flow, row in found["rows"].items():
             cells = (number(row.get(FLOWS[title][0]), *FLOWS[title][1:]) for title in EVENNESS)
             rows.append([weight, flow, *cells])

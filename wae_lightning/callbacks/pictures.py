@@ -192,17 +192,19 @@ class Pictures(Callback, ABC):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due(trainer):
-            for name, picture in self._draw(trainer, pl_module).items():
-                log_picture(trainer, name, picture, step_of_scalars(trainer), self.caption(name, self.kept()))
+            for name, picture, caption in self._draw(trainer, pl_module):
+                log_picture(trainer, name, picture, step_of_scalars(trainer), caption)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.due(trainer):
-            for name, picture in self._draw(trainer, pl_module).items():
-                write_png(run_folder(trainer) / f"{name}.png", picture, self.caption(name, self.kept()))
+            for name, picture, caption in self._draw(trainer, pl_module):
+                write_png(run_folder(trainer) / f"{name}.png", picture, caption)
 
-    def _draw(self, trainer: Trainer, model: LightningModule) -> dict[str, Tensor]:
+    def _draw(self, trainer: Trainer, model: LightningModule) -> list[tuple[str, Tensor, Caption | None]]:
         with beside_training(trainer, model):
-            return self.pictures(model, self.kept())
+            examples = self.kept()
+            pictures = self.pictures(model, examples)
+            return [(name, picture, self.caption(name, examples)) for name, picture in pictures.items()]
 
 
 def _shapes(examples: dict[str, Tensor]) -> dict[str, torch.Size]:

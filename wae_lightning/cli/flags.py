@@ -93,17 +93,20 @@ def list_arguments(module: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def list_own_classes() -> dict[str, ast.ClassDef]:
-    """Every class of ours."""
-    specs = (find_spec(package) for package in OURS)
-    folders = [folder for spec in specs for folder in (spec and spec.submodule_search_locations) or []]
-    files = [file for folder in folders for file in Path(folder).rglob("*.py")]
-    return {name: cls for file in files for name, cls in find_classes(file).items()}
+def find_own_class(name: str) -> ast.ClassDef | None:
+    """A class of ours by its name."""
+    for spec in map(find_spec, OURS):
+        for folder in (spec and spec.submodule_search_locations) or []:
+            for file in Path(folder).rglob("*.py"):
+                # parsing takes longer than looking
+                if f"class {name}" in file.read_text(encoding="utf-8") and name in (found := find_classes(file)):
+                    return found[name]
+    return None
 
 
 def list_own_arguments(name: str) -> set[str] | None:
     """The arguments of a class of ours, with those that it passes on to the class it is made from; None: not known."""
-    cls = list_own_classes().get(name)
+    cls = find_own_class(name)
     if cls is None:
         return None
     given = find_init(cls)
@@ -197,6 +200,7 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
     trainer = list_trainer_flags()
     content = {group: part for config in configs for group, part in read_plain(config).items()}
     typed = [argument.partition("=")[0] for argument in flags]
+    listed = list_flags(configs[-1]) if trainer else []
     full: list[str] = []
     for argument in flags:
         flag, equals, value = argument.partition("=")
@@ -205,7 +209,7 @@ def complete_flags(arguments: list[str]) -> tuple[list[str], str]:
             if first in trainer:
                 flag = f"--trainer.{flag[2:]}"
             else:
-                known = list_flags(configs[-1])
+                known = listed
                 wrong = first not in (*OWN_FLAGS, *GROUPS)
                 wrong |= first in ("trainer", "checkpoint") and bool(rest) and f"--{first}.{rest[0]}" not in known
                 if first in ("model", "data") and (meant := find_unknown(flag, content.get(first), typed)):

@@ -263,14 +263,14 @@ class MixtureFlow(Flow):
         """
         changed = False
         for label in range(max(self.condition_features, 1)):
-            own = [x[x[:, self.dim + label] > 0.5] if self.condition_features else x for x in (codes, validation)]
-            if self.condition_features and (len(own[0]) < 2 or not len(own[1])):
-                continue
-            (fitted_to, _), (seen, given) = (
-                (x[:, : self.dim], (x[:, self.dim :],) if self.condition_features else ()) for x in own
-            )
-            fitted = fit_mixture(fitted_to, seen, self.components, start=self.mixture(label))
-            own_density, density = self.log_prob(seen, *given).mean(), fitted.log_prob(seen.cpu().double()).mean()
+            own, seen, condition = codes, validation, None
+            if self.condition_features:
+                own, seen = (x[x[:, self.dim + label] > 0.5] for x in (codes, validation))
+                if len(own) < 2 or not len(seen):
+                    continue
+                own, seen, condition = own[:, : self.dim], seen[:, : self.dim], seen[:, self.dim :]
+            fitted = fit_mixture(own, seen, self.components, start=self.mixture(label))
+            own_density, density = self.log_prob(seen, condition).mean(), fitted.log_prob(seen.cpu().double()).mean()
             if not float(own_density) >= float(density):  # also if it is no number
                 self.set_mixture(fitted, label)
                 changed = True
