@@ -10,7 +10,7 @@ import torch
 from helpers import perceptrons, pl
 from scipy.stats import chi2, kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from wae_lightning import WAEGAN, WAEMMD
 from wae_lightning.mixtures import Mixture, fit_mixture
@@ -189,6 +189,22 @@ def test_it_is_fitted_after_the_last_step_of_a_run_that_steps_limit():
         fit(one, epochs=-1, max_steps=13)
     codes = trained.encoder(IMAGES[200:])
     assert fitted.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
+
+
+class Stream(IterableDataset):
+    """Images that tell no number of theirs."""
+
+    def __iter__(self):
+        return iter(IMAGES[200:])
+
+
+def test_validation_images_may_be_a_stream():
+    fitted, streamed = model(fit_flow=0), model(fit_flow=0)
+    fit(fitted)
+    torch.manual_seed(1)
+    trainer = pl.Trainer(max_epochs=3, **QUIET)
+    trainer.fit(streamed, DataLoader(IMAGES[:200], 20, shuffle=True), DataLoader(Stream(), 20))
+    torch.testing.assert_close(dict(streamed.named_parameters()), dict(fitted.named_parameters()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])

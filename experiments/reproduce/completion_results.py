@@ -24,6 +24,7 @@ from datamodules import HalfImageDataModule
 from wae_lightning import ConditionalWAE, from_pretrained
 from wae_lightning.callbacks import CompletionPictures, MeasureCompletions
 from wae_lightning.callbacks.pictures import write_png
+from wae_lightning.captions import Caption
 from wae_lightning.costs import AbsoluteError
 from wae_lightning.evaluation.completions import LabelNet
 from wae_lightning.joint_mmd import JointMMD
@@ -211,8 +212,10 @@ def main() -> None:
                 table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
-            picture = CompletionPictures().draw(model.eval(), *find_disputed(model, data), data.pairs)
-            write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), picture)
+            drawn = CompletionPictures()
+            picture = drawn.draw(model.eval(), *find_disputed(model, data), data.pairs)
+            columns = ["given", "digit", *map(str, range(1, drawn.columns + 1))]
+            write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), picture, Caption(columns=columns))
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         write_json(arguments.out, table)
 

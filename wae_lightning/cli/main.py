@@ -16,7 +16,7 @@ COMMANDS = {"train": "trains a model", "evaluate": "measures trained models", "g
 
 TRAIN_HELP = """\
 usage: {program} [--config NAME] [--FLAG VALUE ...]
-Trains an auto-encoder and tests it; without any flag a WAE-MMD on digits, in one to two minutes.
+Trains an auto-encoder and tests it; without any flag a WAE-MMD on digits, in one to four minutes.
 Everything lands in a folder runs/NAME/version_0.
 
 Configs (--config NAME, or a YAML file of your own; default mnist_wae_mmd):

@@ -109,7 +109,7 @@ class FitFlow(Callback):
         found = [torch.empty(0, self._columns, device=model.device)]
         on_gpu = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=on_gpu), evaluation_mode(model), trainer.precision_plugin.forward_context():
-            for batch in loader or []:
+            for batch in [] if loader is None else loader:  # streams have no length to ask for
                 found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns])
                 if sum(map(len, found)) >= most:
                     break
