@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,7 +106,9 @@ class BatchDataModule(LightningDataModule, Part):
     def __init__(self, batch_size: int, num_workers: int, on_device: bool | None = None) -> None:
         super().__init__()
         path = describe(self).get("class_path", f"{type(self).__module__}.{type(self).__qualname__}")
-        self.save_hyperparameters({**recorded_arguments(self), "_class_path": path}, logger=False)
+        about = {**recorded_arguments(self), "_class_path": path}
+        # its own frame would keep what the caller holds, such as loaders with their workers, until a garbage collection
+        self.save_hyperparameters(about, frame=inspect.currentframe(), logger=False)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,7 +124,7 @@ class PairDataModule(ImageDataModule):
     def setup(self, stage: str = "fit") -> None:
         self.images.trainer = self.trainer
         self.images.setup(stage)
-        self.save_hyperparameters({"_pairs": describe(self.pairs)}, logger=False)
+        self.save_hyperparameters({"_pairs": describe(self.pairs)}, frame=inspect.currentframe(), logger=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels = self.images.on_after_batch_transfer(batch, dataloader_idx)

@@ -1,7 +1,9 @@
 """What a user's subclass, second loader or other mode must not change: steps are the model's, all else is callbacks."""
 
 import functools
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from helpers import perceptrons, pl, small, trainer, weights
 from torch.utils.data import DataLoader
 
+from datamodules import HalfImageDataModule, MNISTDataModule
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
 from wae_lightning import WAEGAN, WAEMMD, PointNetWAE
 from wae_lightning.memory import CodeMemory
@@ -390,3 +393,25 @@ def test_the_default_decoder_keeps_to_the_range(low, high):
     assert limits[1][0] < -100
     assert limits[1][1] > 100
     assert WAEMMD(input_range=(low, high)).decoder.output_range == (low, high)
+
+
+@pytest.mark.parametrize(
+    "make", [WAEMMD, PointNetWAE, functools.partial(MNISTDataModule, num_workers=2), HalfImageDataModule]
+)
+def test_what_is_not_used_any_more_is_freed_at_once(make):
+    """Without cycles of references: what waits for a garbage collection keeps memory, and workers for seconds."""
+
+    def use():
+        made, held = make(), torch.nn.Identity()
+        if hasattr(made, "num_workers"):
+            made.prepare_data()
+            made.setup("fit")
+            for loader in (made.train_dataloader(), made.val_dataloader()):
+                next(iter(loader))
+        return [weakref.ref(thing) for thing in (made, held)]
+
+    gc.disable()
+    try:
+        assert [thing() for thing in use()] == [None, None]
+    finally:
+        gc.enable()

@@ -179,8 +179,11 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("workers", "asks_length"), [(0, True), (2, False)])
-@pytest.mark.parametrize(("hook", "step", "flags"), MOMENTS, ids=str)
+@pytest.mark.parametrize(
+    ("hook", "step", "flags", "workers", "asks_length"),
+    [*((*moment, 0, True) for moment in MOMENTS), *((*moment, 2, False) for moment in MOMENTS[::3])],
+    ids=str,
+)
 def test_a_run_goes_on_with_the_same_batches_and_draws(tmp_path, hook, step, flags, asks_length, workers):
     seed_everything(5)
     whole = fit(tmp_path, Numbers(num_workers=workers), Recorder(asks_length), **flags)

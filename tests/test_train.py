@@ -199,7 +199,7 @@ def test_mistakes_end_in_one_sentence(arguments, message, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(number, empty_folder):
     quick = [*SMALL, "--limit_train_batches=20", "--limit_val_batches=2", "--enable_progress_bar=false"]
-    quick += ["--trainer.callbacks=[]", "--config", "mnist_wae_gan"]
+    quick += ["--limit_test_batches=1", "--trainer.callbacks=[]", "--config", "mnist_wae_gan"]
     checkpoints = empty_folder / "runs" / "mnist_wae_gan" / "version_0" / "checkpoints"
     with Forked(TRAIN, *quick, "--max_epochs=2000") as process:
         wait_for(checkpoints / "last.ckpt")
@@ -338,6 +338,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_of_one(empty_f
 def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(config, empty_folder):
     command = [TRAIN, "--config", config, "--model.encoder.width=0.02", "--model.decoder.width=0.02", "--max_epochs=3"]
     command += ["--enable_progress_bar=false", "--trainer.deterministic=true", "--limit_train_batches=20"]
+    command += ["--limit_val_batches=2", "--limit_test_batches=1", "--trainer.callbacks=[]"]
 
     def last(name):
         return empty_folder / name / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"

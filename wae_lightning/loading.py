@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import warnings
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ class RecordedModel(LightningModule, Part):
                 f"{cls.__name__} cannot remember its arguments, since {base}, which has a __new__ of its own, stands "
                 f"before the model among its bases: name the model first, class {cls.__name__}(<model>, {base})"
             )
-        self.save_hyperparameters({**recorded_arguments(self), **about})
+        # its own frame would keep what the caller holds, such as models, until a garbage collection
+        self.save_hyperparameters({**recorded_arguments(self), **about}, frame=inspect.currentframe())
 
     def describe(self) -> dict[str, Any]:
         """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""
