@@ -259,7 +259,8 @@ def test_tests_of_a_finished_run_that_is_resumed_have_the_same_results(tmp_path,
 
 @pytest.mark.parametrize("name", ["workers, clouds", "gan, accumulation, plateau", "averaged weights", "two processes"])
 def test_moments_of_the_kill_script_are_survived(name, tmp_path):
-    records = kill_runs.try_setting(name, 4, random.Random(0), tmp_path)
+    records = kill_runs.try_setting(name, 2, random.Random(0), tmp_path)
+    assert len(records) >= 2
     assert [record for record in records if record["lost"] or not record["equal"]] == []
 
 

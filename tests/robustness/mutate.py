@@ -129,15 +129,17 @@ def first_failure(tests: str, root: Path) -> str | None:
 def noticed(
     faults: list[Fault], root: Path, run: Callable[[str, Path], str | None] = first_failure
 ) -> Iterator[tuple[Fault, str | None]]:
-    """Yields each fault and the test that notices it; None: it survives.
+    """Yields each fault and the test that notices it; None: it survives. Tests run without any fault first.
 
     Raises:
         NotApplicable: If a fault cannot be put in, or the tests fail without any.
     """
-    tests = " ".join(sorted({name for fault in faults for name in fault.tests.split()}))
-    if faults and (failed := run(tests, root)) is not None:
-        raise NotApplicable(f"{failed} fails without any fault")
+    passed: set[str] = set()
     for fault in faults:
+        for name in fault.tests.split():
+            if name not in passed and (failed := run(name, root)) is not None:
+                raise NotApplicable(f"{failed} fails without any fault")
+            passed.add(name)
         with applied(fault, root):
             failed = run(fault.tests, root)
         yield fault, failed
