@@ -143,7 +143,7 @@ def test_arguments_that_do_not_fit(make, message):
 @pytest.fixture(scope="module")
 def inpainting(trained):
     return trained(
-        "mnist_inpainting", "--data.batch_size=10", "--model.decoder.channels=[2,4]", "--model.encoder.width=0.02"
+        "mnist_inpainting", "--data.batch_size=10", "--model.decoder.hidden=[8]", "--model.encoder.hidden=[8]"
     )
 
 
