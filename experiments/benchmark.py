@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.loaders import loaders
+from benchmarks.loaders import cache, loaders
 from benchmarks.parts import chamfer, mmd_forms, sampling, startup
 from benchmarks.training import precision, training
 from benchmarks.turns import Options
@@ -33,6 +33,7 @@ from wae_lightning.training.allocator import keep_freed_memory
 SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "training": training,
     "loaders": loaders,
+    "cache": cache,
     "mmd": mmd_forms,
     "chamfer": chamfer,
     "sampling": sampling,

@@ -118,9 +118,9 @@ def small_batches(monkeypatch):
 @pytest.mark.usefixtures("small_batches")
 def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    benchmark.main(["--quick", "--sections", "training", "mmd", "sampling", f"--out={out}"])
+    benchmark.main(["--quick", "--sections", "training", "cache", "mmd", "sampling", f"--out={out}"])
     found = json.loads(out.read_text())
-    assert list(found) == ["machine", "training", "mmd", "sampling"]
+    assert list(found) == ["machine", "training", "cache", "mmd", "sampling"]
     assert found["machine"]["quick"]
     for config in ("mnist_wae_mmd", "mnist_wae_gan"):
         ours = found["training"][f"{config}, lightning"]["images/s"]
@@ -133,7 +133,8 @@ def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     assert found["mmd"]["n 1000, d 64, ours"]["MB"] < 100
     assert 0 < found["mmd"]["n 100, d 8, ours"]["absolute error"] < 1e-5
     printed = capsys.readouterr().out
-    assert all(f"\n{section}: " in printed for section in ("training", "mmd", "sampling"))
+    assert all(f"\n{section}: " in printed for section in ("training", "cache", "mmd", "sampling"))
+    assert all(row["s"] > 0.01 for row in found["cache"].values())
     # sections that the file has already are kept
     benchmark.main(["--quick", "--sections", "sampling", f"--out={out}"])
     assert json.loads(out.read_text())["training"] == found["training"]

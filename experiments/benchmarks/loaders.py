@@ -1,28 +1,39 @@
 """The data modules against torchvision's classes and a loader of single clouds, on the same files.
 
+What a cache costs stands beside one pass of torchvision's ``ImageFolder`` with as many processes.
+
 Every rate is that of the fastest of several turns, and the turns of the candidates alternate. Ours include the
 conversion to floats; a set that is missing is left out.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
-from benchmarks.turns import Options
-from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule, ModelNet40DataModule
+from benchmarks.turns import Options, in_turns, median
+from datamodules import (
+    CelebADataModule,
+    HalfImageDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+    ModelNet40DataModule,
+)
 from wae_lightning.lightning import LightningDataModule
 
-__all__ = ["loaders"]
+__all__ = ["cache", "loaders"]
 
 BATCH_SIZE = 100
 CLOUD_POINTS = 1024
@@ -125,3 +136,40 @@ def loaders(options: Options) -> dict[str, Any]:
                 faster = measured["ours"] / measured[other]
                 rows[f"{name}, {other}"] = {"examples/s": measured[other], "ours is faster by": faster}
     return rows
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """JPEG files of 500 x 400 pixels in ten folders; every hundredth has the same content."""
+    random = np.random.default_rng(0)
+    for number in range(min(count, 100)):
+        coarse = Image.fromarray(random.integers(0, 256, (20, 25, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 400), Image.Resampling.BICUBIC), dtype=float)
+        pixels = Image.fromarray((smooth + random.normal(0, 4, smooth.shape)).clip(0, 255).astype(np.uint8))
+        pixels.save(folder / "picture.jpg", quality=90)
+        content = (folder / "picture.jpg").read_bytes()
+        for copy in range(number, count, 100):
+            place = folder / f"class_{copy % 10}" / f"{copy}.jpg"
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(content)
+    (folder / "picture.jpg").unlink()
+
+
+def cache(options: Options) -> dict[str, Any]:
+    """Seconds until a folder of pictures of 500 x 400 pixels has been read once, and cropped to 64 x 64."""
+    count, rounds, workers = (60, 1, 2) if options.quick else (10_000, 3, os.cpu_count() or 1)
+    crop = Compose([Resize(64), CenterCrop(64), ToTensor()])
+    with tempfile.TemporaryDirectory() as pictures:
+        write_pictures(Path(pictures), count)
+
+        def build() -> None:
+            with tempfile.TemporaryDirectory() as place:
+                data = ImageFolderDataModule(pictures, image_size=64, cache_dir=place)
+                data.prepare_data()
+                data.setup("fit")
+
+        def read() -> None:
+            for _ in DataLoader(torchvision.datasets.ImageFolder(pictures, crop), BATCH_SIZE, num_workers=workers):
+                pass
+
+        times = in_turns({"ours, into the cache": build, "ImageFolder": read}, torch.device("cpu"), rounds)
+    return {f"{count} pictures, {name}": {"s": median(found)} for name, found in times.items()}
