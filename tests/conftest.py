@@ -1,6 +1,7 @@
 """What several test files use."""
 
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
 )
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections, of which Lightning asks for many, need not look at all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +53,16 @@ def few_digits(tmp_path_factory) -> Path:
         write_idx(root / f"MNIST/raw/{stem}-images-idx3-ubyte", images[:count, 0])
         write_idx(root / f"MNIST/raw/{stem}-labels-idx1-ubyte", labels[:count])
     return root
+
+
+@pytest.fixture
+def quick_measures(monkeypatch) -> None:
+    """Evaluations draw few lines of pictures, and less for the prior's moments: that takes most of their time."""
+    from wae_lightning.evaluation import codes, lines
+
+    for module, name, few in ((lines, "LINES", 4), (lines, "STEPS", 6), (lines, "DIRECTIONS", 3)):
+        monkeypatch.setattr(module, name, few)
+    monkeypatch.setattr(codes, "PRIOR_DRAWS", 100_000)
 
 
 @pytest.fixture(scope="session")

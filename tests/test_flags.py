@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import TRAIN, run_forked
 from torch import nn
 
 from wae_lightning.cli import train
@@ -281,11 +282,8 @@ def test_the_same_weights_have_the_same_test_metrics_after_a_resume(empty_folder
 
 
 def test_a_log_file_has_one_line_for_each_epoch_and_no_advertisement(empty_folder):
-    script = Path(__file__).parents[1] / "experiments" / "train.py"
     flags = [flag for flag in SHORT if "progress" not in flag]
-    ran = subprocess.run(
-        [sys.executable, str(script), *flags, *SMALL, "--max_epochs=2"], capture_output=True, text=True
-    )
+    ran = run_forked(TRAIN, *flags, *SMALL, "--max_epochs=2")
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines if line.startswith("epoch ")] == ["epoch 0", "epoch 1"]

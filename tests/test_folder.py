@@ -1,6 +1,7 @@
 """ImageFolderDataModule on folders as people have them, against Pillow and torchvision."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,10 @@ def draw(path: Path, number: int, size: tuple[int, int] = (40, 30)) -> None:
     picture.save(path, **({"quality": 100} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}))
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 mixed pictures in three folders of different depths, and what lies about beside pictures."""
-    root = tmp_path / "pictures"
+    root = tmp_path_factory.mktemp("drawn")
     for number in range(300):
         folder = ("birds", "cats/2019/june", "dogs/old")[number % 3]
         draw(root / folder / f"{number:03d}.{ENDINGS[number % 8]}", number % 256, (20 + number % 50, 20 + number % 31))
@@ -43,6 +44,12 @@ def root(tmp_path: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"nothing that can be read")
     return root
+
+
+@pytest.fixture
+def root(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of them, to change and to keep a cache in."""
+    return Path(shutil.copytree(drawn, tmp_path / "pictures"))
 
 
 def ready(root: Path, **arguments: object) -> ImageFolderDataModule:

@@ -16,7 +16,7 @@ from wae_lightning.training.inputs import check_range
 
 __all__ = ["Codes", "batches_of", "compare_moments", "compare_with_prior", "encode_batches", "noise_share"]
 
-TEST_CODES = 1000
+TEST_CODES, PRIOR_DRAWS = 1000, 1_000_000
 
 
 class Codes(NamedTuple):
@@ -92,7 +92,7 @@ def compare_with_prior(part: str, z: Tensor, model: WAE) -> dict[str, float]:
 
 def compare_moments(z: Tensor, sample: Callable[[int], Tensor]) -> dict[str, float]:
     """Compares mean, standard deviation and covariance of codes with those of the prior."""
-    z, z_prior = z.double(), sample(1_000_000).double()
+    z, z_prior = z.double(), sample(PRIOR_DRAWS).double()
     covariance = z.T.cov()
     scale = z_prior.std(0)
     off_diagonal = covariance[~torch.eye(len(covariance), dtype=torch.bool)]
