@@ -8,6 +8,7 @@ autocast, nor the speed of anything.
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from wae_lightning import neighbors
 __all__ = ["Pretended", "pretend_device", "put_there"]
 
 CPU = torch.device("cpu")
-OURS = [str(Path(__file__).parents[1] / name) for name in ("wae_lightning", "datamodules", "experiments")]
+OURS = tuple(str(Path(__file__).parents[1] / name) for name in ("wae_lightning", "datamodules", "experiments"))
 
 # the host needs to know a value, or how many there are; linear algebra asks whether it succeeded
 WAITS = {
@@ -79,10 +80,9 @@ RECORD = Record(torch.device("cuda:0"))
 
 
 def _place() -> str:
-    frames = [frame for frame in traceback.extract_stack() if not frame.filename.endswith("pretend_device.py")]
-    ours = [frame for frame in frames if frame.filename.startswith(tuple(OURS))]
-    frame = (ours or frames)[-1]
-    return f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno}"
+    frames = [frame for frame, _ in traceback.walk_stack(sys._getframe()) if frame.f_code.co_filename != __file__]
+    frame = next((frame for frame in frames if frame.f_code.co_filename.startswith(OURS)), frames[0])
+    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
 
 
 def _there(device: Any) -> bool:

@@ -34,7 +34,10 @@ from wae_lightning.penalties import MMD
 from wae_lightning.samplers import MixtureSampler
 
 CUDA = torch.device("cuda:0")
-SHORT = ["--limit_train_batches=4", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
+SHORT = [
+    "--limit_train_batches=4", "--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false",
+    "--model.latent_dim=4", "--data.batch_size=50",
+]  # fmt: skip
 MODELS = {
     "mmd": lambda: small(standardize_codes=True, flow=MixtureFlow(4, 5), code_queue=40, noise=noise.GaussianNoise()),
     "gan": lambda: small(WAEGAN, noise=noise.InputNoise()),
@@ -191,6 +194,7 @@ def test_callbacks_draw_and_measure(tmp_path, name, make):
         fitting.test(model, data, verbose=False)
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch, few_digits):
     with pretend_device() as record:
         model, _ = fitted("mmd", tmp_path, record)
@@ -201,6 +205,7 @@ def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch, few_digits):
             return put_there(trainer(tmp_path, limit_test_batches=1, callbacks=flags["callbacks"]))
 
         monkeypatch.setattr(completions, "Trainer", testing)
+        monkeypatch.setattr(clouds, "EMD_CLOUDS", 6)
         monkeypatch.setattr(completions.LabelNet, "fit", lambda self, data, epochs: self.eval())
         assert "diversity" in " ".join(evaluate_completions(model, data, seed=0))
         model, data = MODELS["pointnet"]().to(CUDA).eval(), data_of("pointnet")
@@ -336,6 +341,7 @@ def test_what_fits_lies_on_the_device_and_what_does_not_is_pinned(tmp_path, name
 # ---- a device without float64 ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_the_default_config_makes_no_float64_on_a_device_that_has_none(tmp_path, monkeypatch, few_digits):
     monkeypatch.chdir(tmp_path)
     with pretend_device("mps"):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -60,9 +61,12 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     try:
         if known.num_samples < 2:
             raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
-        for flag, path, endings in (("--table", known.table, FORMATS), ("--plot", known.plot, PLOTS)):
-            if path and path.suffix not in endings:
+        files = (("--out", known.out, ()), ("--table", known.table, FORMATS), ("--plot", known.plot, PLOTS))
+        for flag, path, endings in files:
+            if path and endings and path.suffix not in endings:
                 raise UsageError(f"{flag} {path}: expected a name that ends in {', '.join(endings)}")
+            if path and not os.access(path.parent, os.W_OK):  # said before minutes of work, not after
+                raise UsageError(f"{flag} {path}: cannot be written (there is no such folder to write to)")
         folders, checkpoints = (known.real, known.samples), [*known.ckpt, *known.beside]
         paths: list[Path] = []
         weights: list[float] = []
