@@ -22,6 +22,7 @@ from records import EXPERIMENTS, commit, write_json
 from wae_lightning import ConditionalWAE, from_config
 from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCompletions
 from wae_lightning.callbacks.pictures import write_png
+from wae_lightning.captions import Caption
 from wae_lightning.evaluation import evaluate_labels
 from wae_lightning.lightning import Trainer, seed_everything
 from wae_lightning.metrics import CodeDependence
@@ -70,8 +71,8 @@ MODELS = (
 )
 
 
-def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, float], torch.Tensor]:
-    """Measures a model, and draws what it makes of the first test images."""
+def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, float], torch.Tensor, Caption]:
+    """Measures a model, and draws what it makes of the first test images; the last is what stands above it."""
     model.eval()
     if model.num_classes:
         found = evaluate_labels(model, data, 10_000, seed, "auto", None)
@@ -88,9 +89,12 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
     x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     if model.num_classes:
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
-        return found, torch.cat([pictures["class_samples"], pictures["styles"]], dim=2)
+        title = "samples, a row for each class; and digits, followed by their styles in all classes"
+        return found, torch.cat([pictures["class_samples"], pictures["styles"]], dim=2), Caption(title)
+    drawn = CompletionPictures()
+    columns = ["given", "digit", *map(str, range(1, drawn.columns + 1))]
     with torch.no_grad():
-        return found, CompletionPictures().draw(model, x, y, data.pairs)
+        return found, drawn.draw(model, x, y, data.pairs), Caption(columns=columns)
 
 
 def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any]) -> None:
@@ -136,11 +140,11 @@ def main() -> None:
     steps = train(model, data, arguments.seconds)
     cost = {"digits": len(data.train_set), "seconds": arguments.seconds, "steps": steps}
     cost |= {"cpu_seconds": round(time.process_time() - start, 1), "commit": commit()}
-    found, picture = measure(model, data, arguments.seed)
+    found, picture, caption = measure(model, data, arguments.seed)
     keys = (arguments.condition, arguments.model, str(arguments.seed))
     add(arguments.out, keys, cost | found)
     print(" ".join(keys), {key: round(value, 4) for key, value in found.items()}, flush=True)
-    write_png(arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"), picture)
+    write_png(arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(keys)}.png"), picture, caption)
 
 
 if __name__ == "__main__":
