@@ -318,9 +318,11 @@ def test_accuracies_count_codes_below_and_draws_above_zero():
     penalty.set_prior(Normal(1))
     with torch.no_grad():
         penalty.critic.weight.fill_(1.0)
-    _, shares = penalty.critic_loss(torch.tensor([[-1.0], [-2.0], [-3.0], [4.0]]), torch.tensor([[1.0], [-1.0]]))
+    _, shares = penalty.critic_loss(
+        torch.tensor([[-1.0], [-2.0], [-3.0], [4.0]]), torch.tensor([[1.0], [2.0], [3.0], [4.0], [-1.0]])
+    )
     assert shares["train/critic_accuracy_codes"] == 0.75
-    assert shares["train/critic_accuracy_prior"] == 0.5
+    assert shares["train/critic_accuracy_prior"] == pytest.approx(0.8)
 
 
 def test_the_critic_s_own_optimizer_is_adam_with_the_paper_s_momentum():
