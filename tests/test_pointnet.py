@@ -470,3 +470,6 @@ def test_the_first_axis_points_to_the_side_of_positive_skewness():
     for points in (x, x * torch.tensor([-1.0, 1.0, -1.0])):
         posed = (points @ upright_pose(points))[0, :, 0]
         assert posed.mean() < 0 < posed.pow(3).sum()
+    x = torch.randn(20, 50, 3).exp() * torch.tensor([3.0, 1.0, 1.0]) * torch.randn(20, 1, 3).sign()
+    posed = (x - x.mean(1, keepdim=True)) @ upright_pose(x)
+    assert (posed[:, :, 0].pow(3).sum(1) > 0).all()
