@@ -243,7 +243,7 @@ def test_samples_are_decoded_draws_from_the_prior():
 
 
 @pytest.mark.parametrize("prior", [Normal(2, 3.0), Sphere(2, 3.0)])
-def test_lines_between_codes_on_a_sphere_stay_on_it(prior):
+def test_lines_lead_from_one_code_to_the_other_on_a_sphere_too(prior):
     seen = []
 
     class Look(torch.nn.Identity):

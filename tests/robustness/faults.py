@@ -326,12 +326,12 @@ _FAULTS = {
         (
             "return prior.project(lines.flatten(0, 1)).view_as(lines) if",
             "return lines if",
-            "base::test_lines_between_codes_on_a_sphere_stay_on_it",
+            "base::test_lines_lead_from_one_code_to_the_other_on_a_sphere_too",
         ),
         (
             "torch.linspace(0, 1, steps,",
             "torch.linspace(0, 1 - 1 / steps, steps,",
-            "base::test_lines_between_codes_on_a_sphere_stay_on_it",
+            "base::test_lines_lead_from_one_code_to_the_other_on_a_sphere_too",
         ),
         (
             "ends = 2 * model.prior.scale *",
