@@ -5,6 +5,7 @@ between Lightning's packages and imports ours as a new interpreter does.
 """
 
 import atexit
+import multiprocessing
 import os
 import runpy
 import signal
@@ -22,6 +23,7 @@ TRAIN = ROOT / "experiments" / "train.py"
 def _work(script, arguments, folder, environment, printed):
     """What the forked process does."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # its own processes start as those of a new interpreter do
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

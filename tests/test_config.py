@@ -30,6 +30,7 @@ from wae_lightning.priors import Sphere
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PICTURES = [name for name in NAMES if not name.startswith(("mnist", "modelnet40"))]
+OTHERS = [name for name in NAMES if name not in PICTURES]
 ROOT = Path(__file__).parents[1]
 
 
@@ -104,9 +105,10 @@ def test_every_config_trains_as_it_is(name):
     run_once(*from_config(name, data=changed(name), **small(name)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_one_argument_changes_the_latent_dimension_of_every_config(name):
-    model, data = from_config(name, latent_dim=6, data=changed(name), **small(name))
+    """Those of pictures: in the next test."""
+    model, data = from_config(name, latent_dim=6, **small(name))
     assert model.latent_dim == 6
     run_once(model, data)
 
@@ -115,10 +117,13 @@ def test_one_argument_changes_the_latent_dimension_of_every_config(name):
 def test_pictures_of_another_size_and_in_grey_need_no_word_to_the_model(name):
     channels = 3 if name == "folder_colourisation" else 1  # grey pictures have no colours to find
     data = changed(name, image_size=32, channels=channels)
-    model, module = from_config(name, data=data, **small(name))
+    model, module = from_config(name, latent_dim=6, data=data, **small(name))
     assert module.image_shape == (channels, 32, 32)
+    assert model.latent_dim == 6
     run_once(model, module)
     pairs = "images" in data
+    if name not in ("celeba_wae_gan", "celeba_attributes", "folder_inpainting", "folder_colourisation"):
+        return  # the command line, which takes as long again, links all configs alike
     flags = [f"--data.{'images.' * pairs}{key}={value}" for key, value in data.get("images", data).items()]
     found = size(parsed(f"--config={name}", *flags), "model.target_shape" if pairs else "model.image_shape")
     assert found == list(module.target_shape if pairs else module.image_shape)

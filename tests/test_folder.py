@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from forked import Forked, wait_for
 from PIL import Image
 
 import datamodules
@@ -273,6 +272,8 @@ cache._SAVED_EVERY = 0.0
 read = cached_images.read_picture
 def slowly(*arguments):
     time.sleep(0.01)
+    with open(sys.argv[2], "a") as file:
+        file.write("x")
     return read(*arguments)
 cached_images.read_picture = slowly
 from datamodules import ImageFolderDataModule
@@ -283,14 +284,15 @@ data.prepare_data()
 
 def test_killed_build_goes_on(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    environment = os.environ | {"PYTHONPATH": str(Path(datamodules.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", BUILD, str(root)], env=environment, stderr=subprocess.DEVNULL)
-    while not list(root.glob("*.tmp")) and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(1.5)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    time.sleep(1.5)  # its workers end themselves
+    script, read = tmp_path / "build.py", tmp_path / "read"
+    script.write_text(BUILD)
+    with Forked(script, root, read, PYTHONPATH=str(Path(datamodules.__file__).parents[1])) as process:
+        wait_for(read)
+        while read.stat().st_size < 100 and process.process.is_alive():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.finish().returncode == -signal.SIGKILL
+    time.sleep(1.2)  # its workers end themselves
     data = ready(root)
     assert "Going on with the cache" in caplog.text
     alone = ready(root, cache_dir=tmp_path / "alone")
@@ -339,7 +341,9 @@ def test_only_upright_digits_are_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["folder_wae_mmd", "folder_wae_gan"])
-def test_one_command_trains_evaluates_and_generates(root: Path, trained, tmp_path: Path, config: str) -> None:
+def test_one_command_trains_evaluates_and_generates(
+    root: Path, trained, quick_measures: None, tmp_path: Path, config: str
+) -> None:
     from wae_lightning.cli import evaluate, generate
 
     small = ["--model.latent_dim=8", "--model.encoder.width=0.1", "--model.decoder.width=0.1"]

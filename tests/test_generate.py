@@ -20,7 +20,10 @@ from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.priors import Normal
 
 GIVEN = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None, through="codes")
-POINTS = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--trainer.callbacks=[]"]
+POINTS = [
+    "--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--data.classes=[chair,lamp]",
+    "--trainer.callbacks=[]",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

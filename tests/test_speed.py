@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import logging
 import os
 import platform
 from types import SimpleNamespace
@@ -110,13 +111,23 @@ def test_freed_memory_is_used_again_without_asking_the_system(monkeypatch):
 
 
 @pytest.fixture
-def small_batches(monkeypatch):
-    """Benchmarks of 50 images at a time."""
+def little(monkeypatch):
+    """Benchmarks of small networks, 50 images at a time; loggers are as before."""
+    flags = [
+        "--data.batch_size=50",
+        "--model.encoder.width=0.02",
+        "--model.decoder.width=0.02",
+        "--trainer.callbacks=[]",
+    ]
     for module in (parts, training):
-        monkeypatch.setattr(module, "run_of", lambda *a, run_of=training.run_of: run_of(*a, "--data.batch_size=50"))
+        monkeypatch.setattr(module, "run_of", lambda *a, run_of=training.run_of: run_of(*a, *flags))
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
-@pytest.mark.usefixtures("small_batches")
+@pytest.mark.usefixtures("little")
 def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     out = tmp_path / "speed.json"
     benchmark.main(["--quick", "--sections", "training", "cache", "mmd", "sampling", f"--out={out}"])
@@ -141,13 +152,14 @@ def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     assert json.loads(out.read_text())["training"] == found["training"]
 
 
+@pytest.mark.usefixtures("little")
 def test_no_section_begins_when_time_is_up(capsys):
     benchmark.main(["--quick", "--minutes=1e-9"])
     printed = capsys.readouterr().out
     assert printed.count("not measured: 1e-09 minutes are over") == len(benchmark.SECTIONS) - len(benchmark.ON_A_GPU)
 
 
-@pytest.mark.usefixtures("small_batches")
+@pytest.mark.usefixtures("little")
 def test_precision_compares_what_is_alike():
     """Here on the CPU, where float32 and TF32 are one thing; only a GPU runs all of it."""
     rows = training.precision(Options(torch.device("cpu"), quick=True))
@@ -216,7 +228,7 @@ def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
 
 def test_the_command_line_trains_with_two_processes(tmp_path):
     flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
-    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false"]
+    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false", "--data.batch_size=20"]
     run = run_forked(TRAIN, "--config=mnist_wae_gan", *flags, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
