@@ -451,7 +451,7 @@ def test_features_are_fitted_once_and_stay_in_the_checkpoint(tmp_path):
     again = small(penalty=MMD())
     again.load_state_dict(torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"])
     trainer = pl.Trainer(default_root_dir=tmp_path, **SHORT)
-    trainer.fit(again, halves())
+    trainer.fit(again, halves("bottom"))
     assert torch.equal(again.features.components, components)
     assert not list(again.features.parameters())
     assert not any("metrics" in name for name in again.state_dict())
