@@ -101,13 +101,13 @@ def test_gradients_are_finite_also_where_codes_coincide(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_training_moves_codes_back_to_the_prior(name):
-    """100 steps on codes drawn two standard deviations away; the exact Wasserstein distance tells how far they are."""
+    """Steps on codes drawn two standard deviations away; the exact Wasserstein distance tells how far they are."""
     penalty, distance = make(name), ExactWasserstein()
     torch.manual_seed(0)
     z = (0.5 * normal(100, 0) + 2).requires_grad_()
     before = distance(z, normal(100, 1)).item()
-    optimizer = torch.optim.Adam([z], lr=0.1)
-    for _ in range(100):
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for _ in range(100 if name == "sinkhorn" else 200):  # whose steps take ten times as long
         optimizer.zero_grad()
         penalty(z, torch.randn(100, D)).backward()
         optimizer.step()
