@@ -97,10 +97,11 @@ def measure_traversals(
     """
     found: dict[str, float] = {}
     start = model.prior.sample(min(model.latent_dim, DIRECTIONS), torch.Generator().manual_seed(0), model.device)
+    at_once = codes_at_once(model, 500)
     with evaluation_mode(model):
         for way in ways:
             rows, decode = traversal_codes(model, start, STEPS, way)
-            parts = torch.split(rows.flatten(0, 1), codes_at_once(model, 500))
+            parts = torch.split(rows.flatten(0, 1), at_once)
             pictures = torch.cat([decode(part) for part in parts])
             measures = evenness(pictures.view(*rows.shape[:2], *pictures.shape[1:]).transpose(0, 1))
             if classifier is not None:
