@@ -15,7 +15,7 @@ from datamodules import MNISTDataModule
 from wae_lightning import WAEMMD
 from wae_lightning.callbacks import CodePictures, Dashboard, ImagePictures, SampleQuality
 from wae_lightning.callbacks.codes import most_deviating_directions
-from wae_lightning.callbacks.pictures import in_unit_range
+from wae_lightning.callbacks.pictures import beside_training, in_unit_range
 from wae_lightning.lightning import LearningRateMonitor, TensorBoardLogger
 from wae_lightning.networks import MixtureFlow
 from wae_lightning.noise import EncoderNoise
@@ -269,3 +269,10 @@ def test_a_shift_of_the_codes_is_a_deviation():
     z = torch.randn(20_000, 4) + torch.tensor([0.0, 0.0, 3.0, 0.0])
     directions = most_deviating_directions(z, torch.randn(20_000, 4))
     assert directions[2, 0].abs() > 0.99
+
+
+def test_what_is_computed_beside_training_gives_the_random_state_back(tmp_path):
+    before = torch.get_rng_state()
+    with beside_training(trainer(tmp_path), small()):
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)

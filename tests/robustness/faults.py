@@ -800,7 +800,11 @@ _FAULTS = {
     ],
     "wae_lightning/callbacks/pictures.py": [
         ("(images - low) / (high - low)", "images - low", "callbacks::test_pictures_have_the_range_of_the_inputs"),
-        ("with torch.random.fork_rng(devices), ", "with ", "sample_quality::test_training_goes_on_as_without_it"),
+        (
+            "with torch.random.fork_rng(devices), ",
+            "with ",
+            "callbacks::test_what_is_computed_beside_training_gives_the_random_state_back",
+        ),
     ],
     "wae_lightning/callbacks/completions.py": [
         (
