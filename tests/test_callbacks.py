@@ -272,7 +272,8 @@ def test_a_shift_of_the_codes_is_a_deviation():
 
 
 def test_what_is_computed_beside_training_gives_the_random_state_back(tmp_path):
+    model = small()
     before = torch.get_rng_state()
-    with beside_training(trainer(tmp_path), small()):
+    with beside_training(trainer(tmp_path), model):
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
