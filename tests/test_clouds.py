@@ -91,6 +91,9 @@ def test_fewer_points_are_drawn_by_the_seed_and_normalized_by_all(tmp_path: Path
     assert {tuple(point) for point in drawn[0].tolist()} < {tuple(point) for point in whole[0].tolist()}
     # the sphere of the ten alone is another one
     assert not torch.allclose(drawn, normalize(drawn, "unit_sphere"), atol=1e-3)
+    low, high = POINTS.min(0), POINTS.max(0)
+    box = read_cloud(path, 40, normalization="unit_box")
+    np.testing.assert_allclose(box[0], (POINTS - (low + high) / 2) / (high - low).max(), atol=1e-6)
     moved = read_cloud(path, 40, normalization="whole_set", center=[1.0, 2.0, 3.0], size=2.0)
     np.testing.assert_allclose(moved[0], (POINTS - (1, 2, 3)) / 2, atol=1e-6)
 
