@@ -7,7 +7,6 @@ import inspect
 import io
 import itertools
 import json
-import math
 import pathlib
 import pickle
 import resource
@@ -131,15 +130,10 @@ def outputs(model):
 def test_every_combination_comes_back_equal(tmp_path):
     """For each that constructs: built again from its description, with its weights, it has the same numbers.
 
-    Of the combinations every fourth, in which any two parts meet; of these every third goes through a file.
+    Every eleventh, and 11 divides no number of parts, goes through a checkpoint or a folder.
     """
     built = 0
-    chosen = list(itertools.product(PRIORS, PENALTIES, NOISES, FLOWS))[::4]
-    for pair in itertools.combinations(range(4), 2):
-        assert len({tuple(id(parts[place]) for place in pair) for parts in chosen}) == math.prod(
-            len((PRIORS, PENALTIES, NOISES, FLOWS)[place]) for place in pair
-        )
-    for prior, penalty, of_noise, flow in chosen:
+    for prior, penalty, of_noise, flow in itertools.product(PRIORS, PENALTIES, NOISES, FLOWS):
         for encoder, decoder in image_networks(D * of_noise.features_per_dimension, flow is None):
             parts = {
                 "prior": prior,
@@ -154,10 +148,10 @@ def test_every_combination_comes_back_equal(tmp_path):
             except ValueError:  # such as a flow on a sphere
                 break
             description = json.loads(json.dumps(describe(model)))
-            if built % 3:
+            if built % 11:
                 loaded = build(description, HERE)
                 loaded.load_state_dict(model.state_dict())
-            elif built % 2:
+            elif built % 22:
                 file = io.BytesIO()
                 torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, file)
                 loaded = Model.load_from_checkpoint(file)
@@ -168,7 +162,7 @@ def test_every_combination_comes_back_equal(tmp_path):
             for got, expected in zip(outputs(loaded), outputs(model), strict=True):
                 torch.testing.assert_close(got, expected, rtol=0, atol=0)
             built += 1
-    assert built > 180
+    assert built > 700
     print(f"{built} combinations")
 
 
