@@ -165,6 +165,13 @@ def measure_r_squared_of_pixels(model: ConditionalWAE, data: HalfImageDataModule
     return float(r_squared(observed.flatten(1), model.eval().encode(observed, hidden)))
 
 
+def draw(model: ConditionalWAE, x: Tensor, y: Tensor, pairs: Any) -> tuple[Tensor, Caption]:
+    """A picture of completions, and what stands above its columns."""
+    drawn = CompletionPictures()
+    columns = ["given", "digit", *map(str, range(1, drawn.columns + 1))]
+    return drawn.draw(model, x, y, pairs), Caption(columns=columns)
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,10 +219,8 @@ def main() -> None:
                 table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
             if isinstance(model, Regression):
                 table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
-            drawn = CompletionPictures()
-            picture = drawn.draw(model.eval(), *find_disputed(model, data), data.pairs)
-            columns = ["given", "digit", *map(str, range(1, drawn.columns + 1))]
-            write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), picture, Caption(columns=columns))
+            picture = draw(model.eval(), *find_disputed(model, data), data.pairs)
+            write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), *picture)
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         write_json(arguments.out, table)
 

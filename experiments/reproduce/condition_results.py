@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from completion_results import CVAE, Regression, train
+from completion_results import CVAE, Regression, draw, train
 from records import EXPERIMENTS, commit, write_json
 
 from wae_lightning import ConditionalWAE, from_config
-from wae_lightning.callbacks import CompletionPictures, LabelPictures, MeasureCompletions
+from wae_lightning.callbacks import LabelPictures, MeasureCompletions
 from wae_lightning.callbacks.pictures import write_png
 from wae_lightning.captions import Caption
 from wae_lightning.evaluation import evaluate_labels
@@ -91,10 +91,8 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())
         title = "samples, a row for each class; and digits, followed by their styles in all classes"
         return found, torch.cat([pictures["class_samples"], pictures["styles"]], dim=2), Caption(title)
-    drawn = CompletionPictures()
-    columns = ["given", "digit", *map(str, range(1, drawn.columns + 1))]
     with torch.no_grad():
-        return found, drawn.draw(model, x, y, data.pairs), Caption(columns=columns)
+        return found, *draw(model, x, y, data.pairs)
 
 
 def add(path: Path, keys: tuple[str, str, str], row: dict[str, Any]) -> None:

@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
             if path and endings and path.suffix not in endings:
                 raise UsageError(f"{flag} {path}: expected a name that ends in {', '.join(endings)}")
             if path and not os.access(path.parent, os.W_OK):  # said before minutes of work, not after
-                raise UsageError(f"{flag} {path}: cannot be written (there is no such folder to write to)")
+                raise UsageError(
+                    f"{flag} {path}: cannot be written (its folder is not there, or may not be written to)"
+                )
         folders, checkpoints = (known.real, known.samples), [*known.ckpt, *known.beside]
         paths: list[Path] = []
         weights: list[float] = []
