@@ -313,3 +313,11 @@ def test_the_weights_are_compared_by_name_and_shape():
     train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1).state_dict()})
     with pytest.raises(ValueError, match="another config: it has no bias"):
         train.Train.check_weights(Run, {"state_dict": nn.Linear(2, 1, bias=False).state_dict()})
+
+
+@pytest.mark.parametrize("flag", ["--help", "--list"])
+def test_a_reader_that_has_read_enough_ends_the_command_without_a_word(flag):
+    with subprocess.Popen([sys.executable, TRAIN, flag], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

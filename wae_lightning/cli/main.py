@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -62,8 +63,17 @@ def run(command: str, arguments: list[str] | None = None, program: str | None = 
         arguments: The command line without the command; None: that of this process.
         program: What messages call it; None: the name of the script, such as ``train.py``.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    program = program or f"{command}.py"
+    try:
+        try:
+            _run(command, sys.argv[1:] if arguments is None else arguments, program or f"{command}.py")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, such as head; Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _run(command: str, given: list[str], program: str) -> None:
     if command == "train" and {"--list", "--help", "-h"} & set(given):
         configs = describe_configs()
         print(configs if "--list" in given else TRAIN_HELP.format(program=program, configs=configs))
