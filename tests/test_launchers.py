@@ -38,32 +38,34 @@ def start(script, *arguments, folder, **more):
     return Forked(script, *arguments, cwd=folder, **environment(**more))
 
 
-def steps_and_folders(folder):
-    assert [path.name for path in (folder / RUN).parent.iterdir()] == ["version_0"]
-    return json.loads((folder / RUN / "metrics.json").read_text())["steps"]
+def steps_and_folders(folder, run=RUN):
+    assert [str(path.relative_to(folder)) for path in folder.glob("runs/*/*")] == [str(run)]
+    return json.loads((folder / run / "metrics.json").read_text())["steps"]
 
 
 def test_two_nodes_train_and_two_processes_go_on_in_the_same_folder(tmp_path):
-    port = free_port()
+    port, run = free_port(), Path("runs/mnist_wae_gan/version_0")
     command = [
         torch.distributed.run.__file__, "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
         f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
     ]  # fmt: skip
-    flags = [TRAIN, *SHORT, "--max_epochs=1", "--num_nodes=2", "--devices=1", "--strategy=ddp"]
+    config = ["--config=mnist_wae_gan", *(flag for flag in SHORT if "callbacks" not in flag), "--strategy=ddp"]
+    flags = [TRAIN, *config, "--trainer.callbacks=[]", "--max_epochs=1", "--num_nodes=2", "--devices=1"]
     with (
         start(*command, "--node_rank=0", *flags, folder=tmp_path) as first,
         start(*command, "--node_rank=1", *flags, folder=tmp_path) as second,
     ):
         nodes = [first.finish(240), second.finish(240)]
     assert [node.returncode for node in nodes] == [0, 0], nodes
-    assert sum(f"Written to {RUN}" in node.stdout for node in nodes) == 1
-    assert steps_and_folders(tmp_path) == 2
-    more = [*SHORT, "--max_epochs=2", "--devices=2", "--strategy=ddp", "--ckpt_path=last"]
-    with start(TRAIN, *more, folder=tmp_path) as process:
+    assert sum(f"Written to {run}" in node.stdout for node in nodes) == 1
+    assert steps_and_folders(tmp_path, run) == 2
+    # the second process has the first one's flags: it neither trains another config nor writes a run of its own
+    with start(TRAIN, *config, "--max_epochs=2", "--devices=2", "--ckpt_path=last", folder=tmp_path) as process:
         ran = process.finish(240)
     assert ran.returncode == 0, ran.stderr
-    assert steps_and_folders(tmp_path) == 4
-    assert torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    assert steps_and_folders(tmp_path, run) == 4
+    assert (tmp_path / run / "samples.png").is_file()
+    assert torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_a_job_of_slurm(tmp_path):

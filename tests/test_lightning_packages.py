@@ -36,9 +36,9 @@ def test_each_package_trains_each_model(package, model, precision, found):
     assert found(package)["fit"][f"{model} {precision}"] == expected
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_two_processes(package, tmp_path):
-    assert results(package, tmp_path, "ddp")["ddp"] == {"steps": 1, "equal": True, "processes": 2}
+def test_two_processes(tmp_path):
+    """The other package: test_distributed.py, test_launchers.py."""
+    assert results("lightning.pytorch", tmp_path, "ddp")["ddp"] == {"steps": 1, "equal": True, "processes": 2}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

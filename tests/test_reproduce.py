@@ -83,6 +83,7 @@ def digits_of(root):
     return data.test_set.images[data.test_set.rows].float() / 255
 
 
+@pytest.mark.usefixtures("quick_measures")
 def test_the_rows_of_mnist(root, tmp_path, monkeypatch, capsys):
     models = []
 
@@ -609,11 +610,15 @@ def test_completions_have_rows_and_pictures(root, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["completion_results.py", f"--root={root}", f"--out={out}", "--models", *models])
     completion_results.main()
     rows = json.loads(out.read_text())
-    for name in models:
+    for name in (*models, "joint critic, crisp"):
         assert all(math.isfinite(rows[name][key]) for key in ("fid", "fid_floor", "agreement", "diversity"))
-        assert (tmp_path / f"rows_{name}.png").is_file() == (name != "donors")
+        assert (tmp_path / f"rows_{name}.png").is_file() == (name in ("joint critic", "bundled"))
     assert rows["bundled"]["agreement"] > rows["joint critic"]["agreement"] + 0.3
     assert rows["bundled"]["nll"] < 60
+    # the same codes and likelihood, other pictures
+    plain, crisp = (rows[f"joint critic{which}"] for which in ("", ", crisp"))
+    assert crisp["nll"] == pytest.approx(plain["nll"], rel=0.02)
+    assert crisp["sharpness_ratio"] > 1.1 * plain["sharpness_ratio"]
     assert 1.5 * rows["joint critic"]["sharpness_ratio"] < rows["bundled"]["sharpness_ratio"] < 1.15
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from benchmarks import parts, training
 from benchmarks.turns import Options
-from forked import TRAIN, run_forked
 from helpers import small, trainer
 
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
@@ -223,15 +222,3 @@ def test_a_set_on_disk_cannot_lie_on_a_device(tmp_path, monkeypatch):
     data.train_set = ImagesOnDisk(cache, torch.zeros(3), torch.arange(3))
     with pytest.raises(ValueError, match=r"on_device needs the images in memory.*memory_budget"):
         data.train_dataloader()
-
-
-def test_the_command_line_trains_with_two_processes(tmp_path):
-    flags = ["--devices=2", "--strategy=ddp", "--accelerator=cpu", "--max_epochs=1", "--limit_train_batches=2"]
-    flags += ["--limit_val_batches=1", "--limit_test_batches=1", "--enable_progress_bar=false", "--data.batch_size=20"]
-    run = run_forked(TRAIN, "--config=mnist_wae_gan", *flags, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    folder = tmp_path / "runs" / "mnist_wae_gan" / "version_0"
-    # the second process has the first one's flags, so it neither trains another config nor writes a run of its own
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mnist_wae_gan"]
-    assert json.loads((folder / "metrics.json").read_text())["steps"] == 2
-    assert (folder / "samples.png").is_file()

@@ -127,11 +127,13 @@ def test_a_config_is_named_or_a_file(empty_folder):
     assert complete_flags(["--config=runs/mine/version_0/config.yaml"])[1] == "mine"
 
 
-@pytest.mark.parametrize("config", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_every_config_can_be_built(config, capsys):
+@pytest.mark.parametrize(
+    "config", ["mnist_wae_mmd", "mnist_wae_gan_paper", "mnist_labels", "folder_inpainting", "modelnet40_pointnet"]
+)
+def test_a_config_of_each_kind_can_be_printed(config, capsys):
+    """That each config trains, test_config.py tests."""
     # a folder of pictures has no default
-    place = "--data.root=pictures" if "_wae_" in config else "--data.images.root=pictures"
-    data = [place] if config.startswith("folder") else []
+    data = ["--data.images.root=pictures"] if config.startswith("folder") else []
     with pytest.raises(SystemExit) as stop:
         train.main(["--config", config, *data, "--print_config"])
     assert stop.value.code == 0
@@ -214,6 +216,8 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_goes_on(number, empty_
     assert f"after step {checkpoint['global_step']};" in sentence
     # the command works as it is printed; only the epochs are too many for a test
     assert advice.count("--max_epochs=2000") == 1
+    if number == signal.SIGINT:  # what is left behind is alike
+        return
     advice = advice.replace("--max_epochs=2000", f"--max_epochs={epoch + 2}")
     python, *command = shlex.split(advice)
     assert Path(python).name.startswith("python")
@@ -330,8 +334,9 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_no_half_of_one(empty_f
     assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
 
 
-@pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
-def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(config, empty_folder):
+def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(empty_folder):
+    """More kinds of runs and moments: kill_runs.py."""
+    config = "mnist_wae_gan"
     command = [TRAIN, "--config", config, "--model.encoder.width=0.02", "--model.decoder.width=0.02", "--max_epochs=3"]
     command += ["--enable_progress_bar=false", "--trainer.deterministic=true", "--limit_train_batches=20"]
     command += ["--limit_val_batches=2", "--limit_test_batches=1", "--trainer.callbacks=[]"]
