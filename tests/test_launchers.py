@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.run
 from forked import TRAIN, Forked, run_code, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -44,16 +43,17 @@ def steps_and_folders(folder, run=RUN):
 
 
 def test_two_nodes_train_and_two_processes_go_on_in_the_same_folder(tmp_path):
-    port, run = free_port(), Path("runs/mnist_wae_gan/version_0")
-    command = [
-        torch.distributed.run.__file__, "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
-        f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=1", "--local_addr=127.0.0.1",
-    ]  # fmt: skip
+    """The nodes are given what torchrun gives them."""
+    run = Path("runs/mnist_wae_gan/version_0")
+    given = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2",
+    }  # fmt: skip
     config = ["--config=mnist_wae_gan", *(flag for flag in SHORT if "callbacks" not in flag), "--strategy=ddp"]
     flags = [TRAIN, *config, "--trainer.callbacks=[]", "--max_epochs=1", "--num_nodes=2", "--devices=1"]
     with (
-        start(*command, "--node_rank=0", *flags, folder=tmp_path) as first,
-        start(*command, "--node_rank=1", *flags, folder=tmp_path) as second,
+        start(*flags, folder=tmp_path, RANK="0", GROUP_RANK="0", **given) as first,
+        start(*flags, folder=tmp_path, RANK="1", GROUP_RANK="1", **given) as second,
     ):
         nodes = [first.finish(240), second.finish(240)]
     assert [node.returncode for node in nodes] == [0, 0], nodes

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 import struct
 import sys
 import threading
@@ -51,7 +52,8 @@ def run(tmp_path_factory):
             pytest.importorskip(needed)
         folder = tmp_path_factory.mktemp("run")
         (folder / "thesis.docx").touch()
-        environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_SILENT": "true"}
+        # a process of W&B that another test has started is not theirs
+        environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_SILENT": "true", "WANDB_SERVICE": None}
         printed = []
         for flags in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
             ran = run_forked(TRAIN, *SHORT, *LOGGERS[name], *flags, cwd=folder, **environment)
@@ -149,6 +151,8 @@ def test_pictures(name, run, monkeypatch):
         client, one = mlflow_client(name, folder)
         files = [Path(file.path).name for file in client.list_artifacts(one.info.run_id, "images")]
         assert {file.split("%")[0].split("+")[0] for file in files if file.endswith(".png")} == PICTURES
+        # of the last step of each epoch
+        assert {re.search("step.(\\d+)", file)[1] for file in files} == {"2", "5"}, files
 
 
 @pytest.mark.parametrize("name", LOGGERS)

@@ -249,16 +249,3 @@ def test_weights_and_biases_takes_pictures(tmp_path, monkeypatch):
     # no run's files replace another's
     assert folders[0] != folders[1]
     assert read(next(tmp_path.glob("wandb/offline-run-*/files/media/images/samples_*.png"))).shape == (62, 62, 3)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_mlflow_takes_pictures(tmp_path):
-    pytest.importorskip("mlflow")
-    pytest.importorskip("sqlalchemy")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    logger = pl.loggers.MLFlowLogger("digits", tracking_uri=uri, artifact_location=(tmp_path / "artifacts").as_uri())
-    fit_and_test(tmp_path, logger)
-    files = [file.path for file in logger.experiment.list_artifacts(logger.run_id, "images")]
-    names = {path.split("/")[-1].split("%")[0].split("+")[0] for path in files if path.endswith(".png")}
-    assert names == {"samples", "reconstructions", "interpolations", "codes"}
-    assert all("step%2" in path.replace("+", "%") for path in files), files

@@ -35,6 +35,8 @@ from wae_lightning.cli import evaluate, train
 from wae_lightning.image_parts import ImageParts
 from wae_lightning.metrics import DigitClassifier, DigitClassifierTwin, DigitFeatures, PatchDistance
 
+pytestmark = pytest.mark.usefixtures("quick_measures")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -83,7 +85,6 @@ def digits_of(root):
     return data.test_set.images[data.test_set.rows].float() / 255
 
 
-@pytest.mark.usefixtures("quick_measures")
 def test_the_rows_of_mnist(root, tmp_path, monkeypatch, capsys):
     models = []
 
@@ -691,7 +692,6 @@ def fit_two_steps(model, data):
 
 
 def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
     out = tmp_path / "flows.json"
     flow_results.main([f"--root={root}", f"--out={out}", "--steps=2", "--components=2", "--num_samples=500"])
     found = json.loads(out.read_text())["digits"]
@@ -709,7 +709,6 @@ def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatc
 
 def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 2})
-    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
     small = ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow.components=2"]
     checkpoint = trained("modelnet40_pointnet_quick", "--model.latent_dim=4", "--trainer.callbacks=[]", *small)
     out, flags = tmp_path / "flows.json", ["--steps=2", "--components=2", "--name=clouds"]
@@ -723,7 +722,6 @@ def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, mon
 
 
 def test_flows_are_fitted_to_the_codes_of_each_weight(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
     out, models = tmp_path / "evenness.json", []
     measure = flow_results.measure
     monkeypatch.setattr(flow_results, "measure", lambda model, *rest: models.append(model) or measure(model, *rest))
@@ -750,7 +748,6 @@ def test_pictures_near_training_pictures_and_their_mirror_images():
 def test_the_measures_of_pictures(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setattr("wae_lightning.evaluation.lines.LINES", 3)
     small = ["--model.encoder.width=0.02", "--model.decoder.width=0.02", "--trainer.callbacks=[]"]
     train.main(["--config=mnist_wae_mmd", f"--data.root={root}", "--max_steps=2", *small])
     (checkpoint,) = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")

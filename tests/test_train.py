@@ -93,13 +93,13 @@ def test_cpu_seconds_are_those_of_the_processor(empty_folder, monkeypatch):
     fit = train.Trainer.fit
 
     def slowly(*arguments, **options):
-        time.sleep(2)  # which takes no time of the processor's
+        time.sleep(1)  # which takes no time of the processor's
         fit(*arguments, **options)
 
     monkeypatch.setattr(train.Trainer, "fit", slowly)
     train.main([*SHORT, *SMALL, "--max_epochs=1"])
     metrics = json.loads((empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "metrics.json").read_text())
-    assert 0 < metrics["fit_cpu_seconds"] < metrics["fit_seconds"] - 1.5
+    assert 0 < metrics["fit_cpu_seconds"] < metrics["fit_seconds"] - 0.7
 
 
 def test_last_goes_on_in_the_folder_of_the_newest_run(empty_folder):
@@ -138,12 +138,6 @@ def test_a_config_of_each_kind_can_be_printed(config, capsys):
         train.main(["--config", config, *data, "--print_config"])
     assert stop.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].startswith("wae_lightning.")
-
-
-@pytest.mark.parametrize("config", ["mnist_wae_mmd", "mnist_wae_gan"])
-def test_default_configs_run(config, empty_folder):
-    train.main(["--config", config, *SHORT, "--max_epochs=1"])
-    assert (empty_folder / "runs" / config / "version_0" / "samples.png").is_file()
 
 
 def test_help_is_for_people(capsys):
@@ -339,7 +333,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(empty_fold
     config = "mnist_wae_gan"
     command = [TRAIN, "--config", config, "--model.encoder.width=0.02", "--model.decoder.width=0.02", "--max_epochs=3"]
     command += ["--enable_progress_bar=false", "--trainer.deterministic=true", "--limit_train_batches=20"]
-    command += ["--limit_val_batches=2", "--limit_test_batches=1", "--trainer.callbacks=[]"]
+    command += ["--limit_val_batches=2", "--limit_test_batches=1", "--trainer.callbacks=[]", "--data.batch_size=50"]
 
     def last(name):
         return empty_folder / name / "runs" / config / "version_0" / "checkpoints" / "last.ckpt"
@@ -362,7 +356,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_the_uninterrupted_one(empty_fold
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch_and_not_the_best(empty_folder):
     # the loss falls, so the highest is an early epoch
-    train.main([*SHORT, "--max_epochs=3", "--checkpoint.mode=max"])
+    train.main([*SHORT, *SMALL, "--max_epochs=3", "--checkpoint.mode=max"])
     folder = empty_folder / "runs" / "mnist_wae_mmd" / "version_0" / "checkpoints"
     (best,) = folder.glob("highest-*.ckpt")
     epochs = [torch.load(path, weights_only=True)["epoch"] for path in (folder / "last.ckpt", best)]

@@ -111,7 +111,7 @@ def _pythae(model: WAE, images: Tensor, batch_size: int) -> Steps:
 def training(options: Options) -> dict[str, Any]:
     """Images per second of the configs and of their competitors, and the ratios of the two."""
     rows: dict[str, Any] = {}
-    steps, rounds = (8, 2) if options.quick else (40, 10)
+    steps, rounds = (4, 2) if options.quick else (40, 10)
     # the last is what pythae trains: it has no flow
     variants = {
         "mnist_wae_mmd": ("mnist_wae_mmd",),
