@@ -67,17 +67,6 @@ def fit():
     return found
 
 
-def ddp():
-    """Two processes, which hold the same weights afterwards."""
-    model, loader = model_and_loader(WAEGAN)
-    runs = trainer(strategy="ddp", devices=2)
-    runs.fit(model, loader, loader)
-    weights = runs.strategy.all_gather(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
-    if not runs.is_global_zero:
-        sys.exit()
-    return {"steps": runs.global_step, "equal": torch.equal(*weights), "processes": len(weights)}
-
-
 def command_line():
     """LightningCLI of the package with a model, a data module, a callback, an optimizer and a scheduler."""
     flags = [
@@ -105,5 +94,5 @@ def resume():
 
 
 if __name__ == "__main__":
-    known = {"fit": fit, "ddp": ddp, "cli": command_line, "resume": resume}
+    known = {"fit": fit, "cli": command_line, "resume": resume}
     print("\n" + json.dumps({task: known[task]() for task in tasks}))

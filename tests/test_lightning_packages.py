@@ -36,11 +36,6 @@ def test_each_package_trains_each_model(package, model, precision, found):
     assert found(package)["fit"][f"{model} {precision}"] == expected
 
 
-def test_two_processes(tmp_path):
-    """The other package: test_distributed.py, test_launchers.py."""
-    assert results("lightning.pytorch", tmp_path, "ddp")["ddp"] == {"steps": 1, "equal": True, "processes": 2}
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_lightning_cli(package, found):
     of_cli = found(package)["cli"]

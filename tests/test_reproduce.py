@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("quick_measures")
 def root(tmp_path_factory):
     """Some of the bundled digits in the files of the full set."""
     folder = tmp_path_factory.mktemp("set")
-    for part, stem, count in (("train", "train", 600), ("test", "t10k", 200)):
+    for part, stem, count in (("train", "train", 600), ("test", "t10k", 120)):
         images, labels = read_digits(BUNDLED_DIGITS, part)
         write_idx(folder / "MNIST" / "raw" / f"{stem}-images-idx3-ubyte", images[:count].reshape(-1, 28, 28))
         write_idx(folder / "MNIST" / "raw" / f"{stem}-labels-idx1-ubyte", labels[:count])
@@ -238,7 +238,7 @@ def test_real_images_are_measured_as_they_are_and_blurred(root, tmp_path, monkey
     out = tmp_path / "yardsticks.json"
     yardstick_results.main([str(root), "--celeba_root=x", f"--out={out}"])
     found = json.loads(out.read_text())
-    assert (found["digits"]["images"], found["pictures"]["images"]) == (200, 20)
+    assert (found["digits"]["images"], found["pictures"]["images"]) == (120, 20)
     metric = PatchDistance()
     metric.update(pictures[20:40], real=True)
     metric.update(pictures[:20], real=False)
