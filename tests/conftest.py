@@ -31,6 +31,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _few_shapes(monkeypatch) -> None:
+    """The point clouds for those who have none, of which all take two seconds to make."""
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 10, "test": 4})
+
+
 @pytest.fixture
 def full_data() -> Path:
     """The folder of the full data sets, named by WAE_LIGHTNING_DATA; tests that use it are marked ``full_data``."""

@@ -229,7 +229,8 @@ def test_training_meshes_only(off: Path) -> None:
 # --- synthetic shapes ---
 
 
-def test_without_data_the_shapes_are_used_and_said(
+def test_without_data_the_shapes_are_used_and_said(monkeypatch, 
+    monkeypatch.undo()  # all of them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -181,7 +181,7 @@ MOMENTS = [
 
 @pytest.mark.parametrize(
     ("hook", "step", "flags", "workers", "asks_length"),
-    [*((*moment, 0, True) for moment in MOMENTS), *((*moment, 2, False) for moment in MOMENTS[::3])],
+    [*((*moment, 0, True) for moment in MOMENTS), *((*moment, 2, False) for moment in MOMENTS[3::5])],
     ids=str,
 )
 def test_a_run_goes_on_with_the_same_batches_and_draws(tmp_path, hook, step, flags, asks_length, workers):

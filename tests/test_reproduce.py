@@ -455,7 +455,6 @@ def test_the_pictures_of_clouds_stand_under_their_names(monkeypatch):
 
 def test_one_command_trains_blobs_and_shapes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 3})
     costs, called = [], []
     draw = figures.draw
     monkeypatch.setattr(
@@ -708,7 +707,6 @@ def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatc
 
 
 def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 2})
     small = ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow.components=2"]
     checkpoint = trained("modelnet40_pointnet_quick", "--model.latent_dim=4", "--trainer.callbacks=[]", *small)
     out, flags = tmp_path / "flows.json", ["--steps=2", "--components=2", "--name=clouds"]

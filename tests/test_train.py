@@ -117,9 +117,7 @@ def test_a_config_is_named_or_a_file(empty_folder):
     assert complete_flags(["--config=runs/mine/version_0/config.yaml"])[1] == "mine"
 
 
-@pytest.mark.parametrize(
-    "config", ["mnist_wae_mmd", "mnist_wae_gan_paper", "mnist_labels", "folder_inpainting", "modelnet40_pointnet"]
-)
+@pytest.mark.parametrize("config", ["mnist_wae_gan_paper", "folder_inpainting", "modelnet40_pointnet"])
 def test_a_config_of_each_kind_can_be_printed(config, capsys):
     """That each config trains, test_config.py tests."""
     # a folder of pictures has no default
