@@ -229,10 +229,10 @@ def test_training_meshes_only(off: Path) -> None:
 # --- synthetic shapes ---
 
 
-def test_without_data_the_shapes_are_used_and_said(monkeypatch, 
-    monkeypatch.undo()  # all of them
+def test_without_data_the_shapes_are_used_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.undo()  # all of them
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     data = ready(None)
