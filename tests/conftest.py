@@ -34,7 +34,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _few_shapes(monkeypatch) -> None:
     """The point clouds for those who have none, of which all take two seconds to make."""
-    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 10, "test": 4})
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 25, "test": 8})
 
 
 @pytest.fixture

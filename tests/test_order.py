@@ -331,7 +331,7 @@ def augmented(name, workers, tmp_path):
             source="shapes",
             classes=["chair"],
             num_points=16,
-            batch_size=20,
+            batch_size=4,
             num_workers=workers,
             rotate=True,
             jitter=0.1,
