@@ -327,13 +327,15 @@ COMPLETIONS = {
 
 
 def completions(observed: str) -> str:
-    found = load(f"completions_{observed}")
-    models = {name: row for name, row in found.items() if isinstance(row, dict)}
-    rows = [
-        [name, *(number(row.get(key), digits, factor) for key, digits, factor in COMPLETIONS.values())]
-        for name, row in models.items()
-    ]
-    seen = models["regression"]
+    """Mean ± standard deviation where there are files of several seeds."""
+    seeds = [load(f"completions_{observed}{seed}") for seed in ("", "_seed_1", "_seed_2")]
+    rows = []
+    for name in seeds[0]:
+        runs = [found[name] for found in seeds if isinstance(found.get(name), dict)]
+        if runs:
+            cells = (over_seeds(runs, key, digits, factor) for key, digits, factor in COMPLETIONS.values())
+            rows.append([name, *cells])
+    seen = seeds[0]["regression"]
     known = {"agreement": seen["agreement_reference"], "label_entropy": seen["label_entropy_reference"]}
     rows.append(["*what can be known*", *(number(known.get(k), n, f) for k, n, f in COMPLETIONS.values())])
     return markdown(["model", *COMPLETIONS], rows)
