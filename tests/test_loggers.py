@@ -33,7 +33,6 @@ LOGGERS = {
     "W&B": ["--logger=WandbLogger", "--logger.offline=true"],
     "MLflow": ["--logger=MLFlowLogger"],
     "CSV": ["--logger+=CSVLogger"],
-    "CSV alone": ["--logger=CSVLogger"],
     "none": ["--logger=false"],
 }
 PICTURES = {"samples", "reconstructions", "interpolations", "codes"}
@@ -193,7 +192,6 @@ def test_config_and_folder(name, run):
         ("W&B", [f"wandb sync {RUNS}/version_0/wandb/offline-run-"]),
         ("MLflow", ["mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"]),
         ("CSV", [f"tensorboard --logdir {RUNS}", f"{RUNS}/version_0/metrics.csv"]),
-        ("CSV alone", [f"{RUNS}/version_0/metrics.csv"]),
         ("none", []),
     ],
 )

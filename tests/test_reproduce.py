@@ -707,6 +707,7 @@ def test_flows_are_compared_on_the_codes_of_one_model(root, tmp_path, monkeypatc
 
 
 def test_flows_of_clouds_are_compared_by_their_neighbours(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.modelnet40._SHAPES_PER_CLASS", {"train": 8, "test": 2})
     small = ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow.components=2"]
     checkpoint = trained("modelnet40_pointnet_quick", "--model.latent_dim=4", "--trainer.callbacks=[]", *small)
     out, flags = tmp_path / "flows.json", ["--steps=2", "--components=2", "--name=clouds"]
