@@ -32,7 +32,9 @@ LOGGERS = {
     "TensorBoard": [],
     "W&B": ["--logger=WandbLogger", "--logger.offline=true"],
     "MLflow": ["--logger=MLFlowLogger"],
+    "MLflow, files": ["--logger=MLFlowLogger", "--logger.save_dir=mlruns"],
     "CSV": ["--logger+=CSVLogger"],
+    "CSV alone": ["--logger=CSVLogger"],
     "none": ["--logger=false"],
 }
 PICTURES = {"samples", "reconstructions", "interpolations", "codes"}
@@ -47,13 +49,13 @@ def run(tmp_path_factory):
 
     @functools.cache
     def trained(name):
-        needed = {"W&B": "wandb", "MLflow": "mlflow"}.get(name)
+        needed = {"W&B": "wandb", "MLflow": "mlflow", "MLflow, files": "mlflow"}.get(name)
         if needed:
             pytest.importorskip(needed)
         folder = tmp_path_factory.mktemp("run")
         (folder / "thesis.docx").touch()
         # a process of W&B that another test has started is not theirs
-        environment = {"WANDB_SILENT": "true", "WANDB_SERVICE": None}
+        environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "WANDB_SILENT": "true", "WANDB_SERVICE": None}
         printed = []
         for flags in (["--max_epochs=1"], ["--max_epochs=2", "--ckpt_path=last"]):
             command = [*SHORT, *LOGGERS[name], *flags]
@@ -92,10 +94,11 @@ def wandb_records(folder):
                 record = b""
 
 
-def mlflow_client(folder):
+def mlflow_client(name, folder):
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    uri = f"file:{folder}/mlruns" if "files" in name else f"sqlite:///{folder}/runs/mlflow.db"
+    client = mlflow.MlflowClient(uri)
     (one,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return client, one
 
@@ -111,8 +114,8 @@ def logged_steps(name, folder, tag):
             if record.WhichOneof("record_type") == "history"
         ]
         return [int(row["trainer/global_step"]) for row in rows if tag in row]
-    if name == "MLflow":
-        client, one = mlflow_client(folder)
+    if name.startswith("MLflow"):
+        client, one = mlflow_client(name, folder)
         return [metric.step for metric in client.get_metric_history(one.info.run_id, tag)]
     with (folder / RUNS / "version_0" / "metrics.csv").open() as file:
         return [int(row["step"]) for row in csv.DictReader(file) if row[tag]]
@@ -120,6 +123,7 @@ def logged_steps(name, folder, tag):
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name != "none"])
 def test_metrics_and_resume_in_one_curve(name, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     folder, _ = run(name)
     assert logged_steps(name, folder, "train/cost") == [0, 1, 2, 3, 4, 5]
     assert logged_steps(name, folder, "val/cost") == [2, 5]
@@ -129,6 +133,7 @@ def test_metrics_and_resume_in_one_curve(name, run, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in LOGGERS if name != "none"])
 def test_hyperparameters(name, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     folder, _ = run(name)
     if name == "W&B":
         found = {
@@ -136,8 +141,8 @@ def test_hyperparameters(name, run, monkeypatch):
             for record in wandb_records(folder / RUNS / "version_0")
             for update in record.config.update
         }
-    elif name == "MLflow":
-        found = {key: yaml.safe_load(value) for key, value in mlflow_client(folder)[1].data.params.items()}
+    elif name.startswith("MLflow"):
+        found = {key: yaml.safe_load(value) for key, value in mlflow_client(name, folder)[1].data.params.items()}
     else:
         found = yaml.safe_load((folder / RUNS / "version_0" / "hparams.yaml").read_text())
     assert (found["latent_dim"], found["penalty_weight"]) == (16, 10.0)
@@ -145,6 +150,7 @@ def test_hyperparameters(name, run, monkeypatch):
 
 @pytest.mark.parametrize("name", LOGGERS)
 def test_pictures(name, run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     folder, _ = run(name)
     place = folder / RUNS / "version_0"
     assert {path.stem for path in place.glob("*.png")} == PICTURES
@@ -152,8 +158,8 @@ def test_pictures(name, run, monkeypatch):
         assert set(EventAccumulator(str(place)).Reload().Tags()["images"]) == PICTURES
     elif name == "W&B":
         assert {path.name.split("_")[0] for path in place.rglob("media/images/*.png")} == PICTURES
-    elif name == "MLflow":
-        client, one = mlflow_client(folder)
+    elif name.startswith("MLflow"):
+        client, one = mlflow_client(name, folder)
         files = [Path(file.path).name for file in client.list_artifacts(one.info.run_id, "images")]
         assert {file.split("%")[0].split("+")[0] for file in files if file.endswith(".png")} == PICTURES
         # of the last step of each epoch
@@ -174,7 +180,8 @@ def test_config_and_folder(name, run):
     assert config["model"]["class_path"] == "wae_lightning.WAEMMD"
     # a new run may be made of it: it holds no place of this one
     assert "version_0" not in json.dumps(config["trainer"]["logger"])
-    assert {path.name for path in folder.iterdir()} == {"thesis.docx", "runs"}
+    beside = {"thesis.docx", "runs"} | ({"mlruns"} if name == "MLflow, files" else set())
+    assert {path.name for path in folder.iterdir()} == beside
     if name == "none":
         assert {path.name for path in (folder / "runs").iterdir()} == {"mnist_wae_mmd"}
     for text in printed:
@@ -191,7 +198,9 @@ def test_config_and_folder(name, run):
         ("TensorBoard", [f"tensorboard --logdir {RUNS}"]),
         ("W&B", [f"wandb sync {RUNS}/version_0/wandb/offline-run-"]),
         ("MLflow", ["mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"]),
+        ("MLflow, files", ["mlflow ui --backend-store-uri file:mlruns"]),
         ("CSV", [f"tensorboard --logdir {RUNS}", f"{RUNS}/version_0/metrics.csv"]),
+        ("CSV alone", [f"{RUNS}/version_0/metrics.csv"]),
         ("none", []),
     ],
 )

@@ -156,12 +156,16 @@ def sharpen(model: ConditionalWAE) -> None:
         parameter.mul_(TEMPERATURE)
 
 
-def measure(model: ConditionalWAE, data: HalfImageDataModule, label_net: nn.Module | None) -> dict[str, float]:
-    """The measures of the test set."""
-    callbacks = [MeasureCompletions(label_net=label_net)]
-    tester = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=callbacks)
+def measure(model: ConditionalWAE, data: Any, measures: MeasureCompletions, **flags: Any) -> dict[str, float]:
+    """What the test finds; a regression has no codes to measure."""
+    tester = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[measures],
+        **flags,
+    )  # fmt: skip
     (measured,) = tester.test(model, data, verbose=False)
-    return {key.removeprefix("test/"): value for key, value in measured.items()}
+    found = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
+    left_out = CodeDependence.names if isinstance(model, Regression) else ()
+    return {name: value for name, value in found.items() if name not in left_out}
 
 
 @torch.no_grad()
@@ -230,16 +234,15 @@ def main() -> None:
                 lr_scheduler=functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=3e-3, cycle_momentum=False),
             )
             steps = 0 if name == "bundled" else train(model, data, arguments.seconds)
-            table[name] = ({"steps": steps} if steps else {}) | measure(model, data, label_net)
+            measures = MeasureCompletions(label_net=label_net)
+            table[name] = ({"steps": steps} if steps else {}) | measure(model, data, measures)
             if isinstance(model, ReportWAE):
                 table[name]["r_squared_of_pixels"] = measure_r_squared_of_pixels(model, data)
-            if isinstance(model, Regression):
-                table[name] = {key: value for key, value in table[name].items() if key not in CodeDependence.names}
             picture = draw(model.eval(), *find_disputed(model, data), data.pairs)
             write_png(arguments.out.with_name(f"{arguments.out.stem}_{name}.png"), *picture)
             if name in ALSO_CRISP:
                 sharpen(model)
-                table[f"{name}, crisp"] = {"steps": steps} | measure(model, data, label_net)
+                table[f"{name}, crisp"] = {"steps": steps} | measure(model, data, measures)
         print(name, {key: round(value, 4) for key, value in table[name].items()}, flush=True)
         write_json(arguments.out, table)
 

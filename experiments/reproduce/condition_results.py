@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import completion_results
 import torch
 from completion_results import CVAE, Regression, draw, train
 from records import EXPERIMENTS, commit, write_json
@@ -24,8 +25,7 @@ from wae_lightning.callbacks import LabelPictures, MeasureCompletions
 from wae_lightning.callbacks.pictures import write_png
 from wae_lightning.captions import Caption
 from wae_lightning.evaluation import evaluate_labels
-from wae_lightning.lightning import Trainer, seed_everything
-from wae_lightning.metrics import CodeDependence
+from wae_lightning.lightning import seed_everything
 from wae_lightning.networks import CouplingFlow
 from wae_lightning.networks.conditional import number_of_features
 from wae_lightning.noise import EncoderNoise, GaussianNoise
@@ -77,15 +77,9 @@ def measure(model: ConditionalWAE, data: Any, seed: int) -> tuple[dict[str, floa
     if model.num_classes:
         found = evaluate_labels(model, data, 10_000, seed, "auto", None)
     else:
-        tester = Trainer(
-            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-            limit_test_batches=TEST_BATCHES, callbacks=[MeasureCompletions(likelihood_images=0)],
-        )  # fmt: skip
         torch.manual_seed(seed)
-        (measured,) = tester.test(model, data, verbose=False)
-        found = {name.removeprefix("test/"): float(value) for name, value in measured.items()}
-        if isinstance(model, Regression):  # it has no codes
-            found = {name: value for name, value in found.items() if name not in CodeDependence.names}
+        measures = MeasureCompletions(likelihood_images=0)
+        found = completion_results.measure(model, data, measures, limit_test_batches=TEST_BATCHES)
     x, y, _ = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     if model.num_classes:
         pictures = LabelPictures().draw(model, x[:10], y[:10], data.pairs.examples())

@@ -34,11 +34,12 @@ def test_survivors_are_told_and_the_file_is_as_before(project):
     whole = (project / "sums.py").read_text()
     faults = [
         Fault("sums.py", "a + b", "a * b", "sums"),
+        Fault("sums.py", "a + b", "a - b", "sums::test_half"),
         Fault("sums.py", "a / 2", "a / 4", "sums"),
         Fault("sums.py", "a / 2", "a +/ 2", "sums"),
     ]
     found = [test for _, test in mutate.noticed(faults, project)]
-    assert found == [None, "sums.py::test_half", "sums.py"]
+    assert found == [None, None, "sums.py::test_half", "sums.py"]
     assert (project / "sums.py").read_text() == whole
 
 
