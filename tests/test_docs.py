@@ -9,7 +9,9 @@ import inspect
 import json
 import pkgutil
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tables
@@ -103,6 +105,21 @@ def test_what_a_page_names_is_there(page):
     configs = {path.stem for path in Path(wae_lightning.__file__).parent.glob("cli/configs/*.yaml")}
     for name in re.findall(r"(?:--config[ =]|from_config\(\")(\w+)", text):
         assert name in configs or name == "NAME", name
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_in_colab_a_tutorial_asks_for_the_package_and_installs_it(page, monkeypatch):
+    manager = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager()
+    cell = next(cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code")
+    code = manager.transform_cell("".join(cell["source"]))
+    run: list[tuple[str, str]] = []
+    shell = SimpleNamespace(run_line_magic=lambda *words: run.append(words))
+    exec(code, {"get_ipython": lambda: shell})
+    assert not run, "elsewhere it is there"
+    colab = SimpleNamespace(files=SimpleNamespace(upload=lambda: {"wae_lightning-0.2.0-py3-none-any.whl": b""}))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    exec(code, {"get_ipython": lambda: shell})
+    assert run == [("pip", "install -q {wheel}")], "which IPython fills in"
 
 
 def anchors(page):
