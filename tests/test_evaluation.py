@@ -353,6 +353,14 @@ def test_small_images_and_those_without_features_are_compared_by_what_there_is(m
     assert Comparison(small.split(8), {}).measure(small.split(8)) == {}
 
 
+@torch.no_grad()
+def test_more_samples_than_real_images_are_compared_by_as_many_patches():
+    real, samples = torch.rand(20, 3, 16, 16), torch.rand(50, 3, 16, 16)
+    comparison = Comparison(real.split(8), {})
+    expected = comparison.measure(samples[:20].split(8))
+    assert comparison.measure(samples.split(8)) == comparison.measure([samples]) == expected
+
+
 def imq_mmd(z, draws, c):
     """Algorithm 2 by a loop over the scales."""
     kernel = lambda a, b: sum(s * c / (s * c + squared_distances(a, b)) for s in (0.1, 0.2, 0.5, 1, 2, 5, 10))  # noqa: E731

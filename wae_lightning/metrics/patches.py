@@ -141,10 +141,10 @@ class PatchDistance(Metric):
         """Patches of images (B, C, H, W) at places (B, 2, patches) in [0, 1): (B · patches, C, 49)."""
         count, channels, height, width = images.shape
         room = torch.tensor([height, width]).view(2, 1) - self.size + 1
-        top, left = (places * room).long().to(images.device).view(count, 2, -1, 1, 1).unbind(1)
+        top, left = (places * room).long().to(images.device)[..., None, None].unbind(1)
         steps = torch.arange(self.size, device=images.device)
-        pixels = ((top + steps[:, None]) * width + left + steps).view(count, 1, -1).expand(-1, channels, -1)
-        found = images.flatten(2).gather(2, pixels).view(count, channels, self.patches, -1)
+        pixels = ((top + steps[:, None]) * width + left + steps).flatten(1).unsqueeze(1).expand(-1, channels, -1)
+        found = images.flatten(2).gather(2, pixels).view(count, channels, self.patches, self.size**2)
         return found.transpose(1, 2).flatten(0, 1)
 
     def compute(self) -> dict[str, Tensor]:
