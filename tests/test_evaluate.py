@@ -215,7 +215,7 @@ def test_tables_are_valid_in_each_format():
 @pytest.mark.parametrize(
     ("measure", "direction"),
     [
-        ("kid_digits_10k", "↓"), ("precision_digits_10k", "↑"), ("mse", "↓"), ("test_codes_mmd", ""),
+        ("kid_digits_10k", "↓"), ("accuracy", "↑"), ("precision_digits_10k", "↑"), ("mse", "↓"), ("test_codes_mmd", ""),
         ("prior: 1-NNA-CD", "↓"), ("prior: COV-CD", "↑"), ("prior: MMD-CD x1e3", "↓"), ("CD x1e3", "↓"),
         ("recall_digits_floor", ""), ("agreement_reference", ""), ("sharpness_samples", ""),
     ],

@@ -20,7 +20,7 @@ from datamodules import (
     MaskedDataModule,
     MNISTDataModule,
 )
-from wae_lightning import WAE, ConditionalWAE
+from wae_lightning import WAE, ConditionalWAE, evaluation
 from wae_lightning.callbacks import LabelPictures
 from wae_lightning.callbacks.labels import styles_of
 from wae_lightning.cli import generate
@@ -388,6 +388,29 @@ def test_labels_are_read_from_codes_that_tell_them_only():
     signs = torch.randn(2000, 2).sign()
     found = read_out_accuracy(signs + 0.05 * torch.randn(2000, 2), (signs.prod(1) > 0).long(), 400)
     assert found["label_from_code_linear"] < 0.6 < 0.95 < found["label_from_code_mlp"]
+
+
+def test_codes_of_validation_and_of_test_images_are_read_apart(monkeypatch):
+    monkeypatch.setattr(evaluation.labels, "STEPS", 200)
+    data = LabelDataModule(batch_size=200)
+    data.setup("fit")
+    model = small(data).eval()
+    batches = [(images.index_fill(3, torch.tensor([0]), 255), labels) for images, labels in data.val_dataloader()]
+    monkeypatch.setattr(data, "val_dataloader", lambda: batches)  # a white edge, by which the encoder knows them
+    angle = 2 * math.pi / 10 * torch.arange(11)
+
+    def encode(x, y, noise):
+        told = torch.stack([angle[x].cos(), angle[x].sin(), 0 * x], 1)
+        return torch.where(y[:, 0, 0, :1] > 0.5, told, torch.randn(len(x), 3))
+
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "forward", lambda x, y: y)
+    found = evaluation.evaluate_labels(model, data, 500, 0, "digits", None)
+    assert found["mse"] == 0
+    assert found["label_from_code_mlp_validation"] > 0.95
+    assert found["label_from_code_mlp"] < 0.2
+    labels = data.val_set.labels
+    assert found["chance_validation"] == pytest.approx(float(labels.bincount().max() / len(labels)), abs=0.03)
 
 
 def test_conditions_that_do_not_fit(tmp_path):

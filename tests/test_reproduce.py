@@ -654,7 +654,7 @@ def test_runs_of_a_row_have_mean_and_deviation(tmp_path):
     ("condition", "model", "measured"),
     [
         ("labels", "WAE with a flow", {"accuracy", "fid_digits_of_class", "label_from_code_mlp", "chance"}),
-        ("labels", "CVAE", {"accuracy", "label_from_code_linear"}),
+        ("labels", "CVAE", {"accuracy", "label_from_code_linear", "label_from_code_mlp_validation"}),
         ("inpainting", "CVAE", {"mse", "psnr", "fid", "diversity", "sharpness_ratio"}),
         ("superresolution", "regression", {"mse", "psnr", "fid", "sharpness_ratio"}),
     ],

@@ -373,7 +373,9 @@ LABELS = {
     "accuracy %": ("accuracy", 1, 100), "FID of a class": ("fid_digits_of_class", 1, 1),
     "of training images": ("fid_digits_of_class_floor", 1, 1),
     "label read from z, linear %": ("label_from_code_linear", 1, 100),
-    "MLP %": ("label_from_code_mlp", 1, 100), "chance %": ("chance", 1, 100), "MSE ×10³": ("mse", 2, 1000),
+    "MLP %": ("label_from_code_mlp", 1, 100), "chance %": ("chance", 1, 100),
+    "MLP, validation %": ("label_from_code_mlp_validation", 1, 100), "chance there %": ("chance_validation", 1, 100),
+    "MSE ×10³": ("mse", 2, 1000),
 }  # fmt: skip
 PICTURES = {
     "MSE ×10³": ("mse", 1, 1000), "PSNR": ("psnr", 1, 1), "PSNR, best of 10": ("psnr_best", 1, 1),

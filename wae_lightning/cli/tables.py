@@ -13,7 +13,18 @@ _LOWER = (
     "fid", "kid", "bce", "nll", "negative_elbo", "mse", "cost", "patch", "hsic", "rank_error", "CD", "EMD", "1-NNA",
 )  # fmt: skip
 _LOWER_ANYWHERE = ("MMD-", "JSD")
-_HIGHER = ("precision", "recall", "psnr", "ssim", "agreement", "diversity", "COV", "classifier", "linear SVM")
+_HIGHER = (
+    "accuracy",
+    "precision",
+    "recall",
+    "psnr",
+    "ssim",
+    "agreement",
+    "diversity",
+    "COV",
+    "classifier",
+    "linear SVM",
+)
 _REFERENCES = ("floor", "_reference", "classifier on inputs", "untrained")
 
 Rows = Mapping[str, Mapping[str, float]]

@@ -32,7 +32,8 @@ def evaluate_labels(
       test images, from its test images; ``..._floor``: the same of training images. ``fid_FEATURES``: of all samples.
     - ``label_from_code_linear``, ``label_from_code_mlp``: accuracy of two networks that read the label from the code,
       trained on half of the test codes, on the other half; ``chance``: share of the most frequent label there.
-      Of attributes: the mean over those that vary.
+      Of attributes: the mean over those that vary. ``..._validation``: the same of the validation images. These are
+      of the kind that the model was trained on; test images may differ, as MNIST's do, which others have written.
     - ``hsic_over_null``, ``r_squared``: see :class:`~wae_lightning.metrics.CodeDependence`.
 
     Args:
@@ -50,8 +51,10 @@ def evaluate_labels(
     data.setup("fit")
     data.setup("test")
     torch.manual_seed(seed)
-    x, y, z, mse = _test_set(model, data)
+    x, y, z, mse = _encode(model, data, data.test_dataloader())
     results = {"mse": mse} | _read_out(z, x)
+    of_validation, _, z_validation, _ = _encode(model, data, data.val_dataloader())
+    results |= {f"{name}_validation": value for name, value in _read_out(z_validation, of_validation).items()}
     dependence = CodeDependence()
     dependence.update(x.float() if x.ndim > 1 else one_hot(x, len(data.pairs.names), x.device), z)
     results |= {key: float(value) for key, value in dependence.compute().items()}
@@ -78,11 +81,11 @@ def evaluate_labels(
     return results
 
 
-def _test_set(model: ConditionalWAE, data: Any) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Labels, images, random codes and the squared error of reconstructions, of the whole test set, on the CPU."""
+def _encode(model: ConditionalWAE, data: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Labels, images, random codes and the squared error of reconstructions, of a whole set, on the CPU."""
     found: list[tuple[Tensor, ...]] = []
     error = 0.0
-    for batch in data.test_dataloader():
+    for batch in loader:
         x, y = (part.to(model.device) for part in data.on_after_batch_transfer(batch, 0)[:2])
         error += float((model(x, y) - y).square().flatten(1).mean(1).sum())
         found.append((x.cpu(), y.cpu(), model.encode(x, y, noise=True).cpu()))
@@ -116,7 +119,7 @@ def _fids(real: Tensor, samples: Tensor, trained: tuple[Tensor, Tensor], label: 
 
 def _read_out(z: Tensor, x: Tensor) -> dict[str, float]:
     columns = [x] if x.ndim == 1 else [column.long() for column in x.T if len(torch.unique(column)) > 1]
-    if not columns:
+    if not columns or len(z) < 4:
         return {}
     rows = [read_out_accuracy(z, column, STEPS) for column in columns]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
