@@ -47,6 +47,7 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
         return cls(encoder=like.encoder, decoder=like.decoder, cost=like.cost, **shapes, **makers), data
     arguments: dict[str, Any] = {
         "WAE": {},
+        "WAE, 16 units": {"latent_dim": 16},
         "WAE with a flow": {"flow": CouplingFlow(), "fit_flow": None},
         "WAE without a flow": {"flow": None, "fit_flow": None},
         "WAE, joint MMD": {"penalty": MMD(), "penalty_weight": 40.0},
@@ -62,6 +63,7 @@ def make(condition: str, name: str, root: Path | None, seed: int) -> tuple[Condi
 
 MODELS = (
     "WAE",
+    "WAE, 16 units",
     "WAE with a flow",
     "WAE without a flow",
     "WAE, joint MMD",
