@@ -10,7 +10,6 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules.cache import Cache, Sources
 from datamodules.images import Batch, ImageDataModule, Images
@@ -70,8 +69,7 @@ class CachedImageDataModule(ImageDataModule):
             share; a larger one is read from disk batch by batch.
         on_error: ``raise`` stops at the first missing or damaged picture; ``skip`` leaves such pictures out and
             reports how many and which.
-        jitter: Move each training image by up to this share of half its size, and stretch it by up to this share, along
-            each axis at random, on the device; 0: as it is.
+        shift: Move each training image along each axis by up to this many pixels at random, on the device.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -86,18 +84,18 @@ class CachedImageDataModule(ImageDataModule):
         flip: bool,
         memory_budget: float,
         on_error: Literal["raise", "skip"],
-        jitter: float,
+        shift: int,
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter must be at least 0 and less than 1, got {jitter}")
+        if shift < 0:
+            raise ValueError(f"shift must be at least 0 pixels, got {shift}")
         self.image_size = image_size
         self.flip = flip
-        self.jitter = jitter
+        self.shift = shift
         self.memory_budget = memory_budget
         self.on_error = on_error
 
@@ -140,13 +138,14 @@ class CachedImageDataModule(ImageDataModule):
         return [every[row] for row in self._rows[part].tolist()]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        images, labels = super().on_after_batch_transfer(batch, dataloader_idx)
-        if self.trainer is None or not self.trainer.training:
-            return images, labels
-        if self.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
-        return (move_and_stretch(images, self.jitter) if self.jitter else images), labels
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            if self.flip:
+                mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+                images = torch.where(mirrored, images.flip(-1), images)
+            if self.shift:
+                images = move(images, self.shift)
+        return super().on_after_batch_transfer((images, labels), dataloader_idx)
 
     def _counts(self) -> str:
         """What a line on the terminal says of the three sets."""
@@ -155,14 +154,12 @@ class CachedImageDataModule(ImageDataModule):
         return f"Using {train:,} training, {val:,} validation and {test:,} test images, {where},"
 
 
-def move_and_stretch(images: Tensor, most: float) -> Tensor:
-    """Moves and stretches images (B, C, H, W), floats, along each axis by random shares; their edges go on outside.
+def move(images: Tensor, most: int) -> Tensor:
+    """Moves each of the images (B, C, H, W) by whole pixels, up to ``most`` along each axis; their edges go on.
 
-    Args:
-        images: The images.
-        most: The largest share of half the size by which one is moved, and of its size by which it is stretched.
+    Whole pixels, because between them images would be blurred.
     """
-    factors, shifts = (most * (2 * torch.rand(2, len(images), 2, device=images.device) - 1)).unbind()
-    matrices = torch.cat([torch.diag_embed(1 + factors), shifts.unsqueeze(2)], dim=2)
-    places = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, places, padding_mode="border", align_corners=False)
+    b, c, h, w = (torch.arange(size, device=images.device) for size in images.shape)
+    down, right = torch.randint(-most, most + 1, (2, len(b), 1), device=images.device)
+    rows, columns = (h - down).clamp(0, len(h) - 1), (w - right).clamp(0, len(w) - 1)
+    return images[b[:, None, None, None], c[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]

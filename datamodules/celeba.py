@@ -58,8 +58,8 @@ class CelebADataModule(CachedImageDataModule):
             reports how many and which.
         on_device: Whether all images lie on the trainer's device, as in :class:`~datamodules.images.ImageDataModule`.
         channels: C: 3 for colour, 1 for grey (ITU-R 601's luma).
-        jitter: Move each training image by up to this share of half its size, and stretch it by up to this share, along
-            each axis at random, on the device; 0: as it is. Few pictures then fill in for many.
+        shift: Move each training image along each axis by up to this many pixels at random, on the device, so that few
+            pictures do for many. What is missing at an edge is its outermost pixels.
 
     Raises:
         ValueError: If an argument is out of its range, or a list or a picture is damaged.
@@ -82,9 +82,9 @@ class CelebADataModule(CachedImageDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         on_device: bool | None = None,
         channels: Literal[1, 3] = 3,
-        jitter: float = 0.0,
+        shift: int = 0,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_device, image_size, flip, memory_budget, on_error, jitter)
+        super().__init__(batch_size, num_workers, on_device, image_size, flip, memory_budget, on_error, shift)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
         if split not in ("official", "paper"):

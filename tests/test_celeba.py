@@ -14,10 +14,9 @@ import torch
 import torchvision
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
-from torchvision.transforms.functional import resize
 
 from datamodules import CelebADataModule
-from datamodules.cached_images import ImagesOnDisk, move_and_stretch
+from datamodules.cached_images import ImagesOnDisk, move
 from datamodules.celeba import _shuffled_as_in_the_paper
 from wae_lightning.lightning import LightningModule, Trainer, seed_everything
 
@@ -159,35 +158,31 @@ def test_workers_and_pickling_give_the_same(root: Path) -> None:
         assert torch.equal(pickle.loads(pickle.dumps(data.train_set))[3][0], alone.train_set[3][0])
 
 
-def test_images_are_moved_and_stretched_and_their_edges_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.rand(3, 3, 16, 16)
-    at_rest = torch.full((2, 3, 2), 0.5)
-    # a quarter of half the size is two pixels
-    moved = at_rest.clone()
-    moved[1, 0], moved[1, 1, 1] = torch.tensor([1.0, 0.5]), 0.0
-    monkeypatch.setattr(torch, "rand", lambda *size, device: moved)
-    found = move_and_stretch(images, 0.25)
+def test_images_are_moved_by_whole_pixels_and_their_edges_go_on() -> None:
+    images = torch.rand(200, 3, 5, 6)
+    found = move(images, 2)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
-    for ours, theirs, (top, left) in zip(found, padded, [(2, 4), (0, 2), (2, 2)], strict=True):
-        torch.testing.assert_close(ours, theirs[:, top : top + 16, left : left + 16])
-    # half the width: what is in the middle becomes twice as wide
-    stretched = at_rest.clone()
-    stretched[0, :, 0] = 0.0
-    monkeypatch.setattr(torch, "rand", lambda *size, device: stretched)
-    expected = resize(images[..., 3:13], [16, 20])[..., 2:-2]
-    torch.testing.assert_close(move_and_stretch(images, 0.5), expected)
+    places = [
+        [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(image, whole[:, top : top + 5, left : left + 6])
+        ]
+        for image, whole in zip(found, padded, strict=True)
+    ]
+    assert all(len(place) == 1 for place in places)
+    assert len({place for (place,) in places}) == 25
 
 
-def test_jitter_changes_training_images_each_by_itself_and_no_others(root: Path) -> None:
+def test_shift_moves_training_images_each_by_itself_and_no_others(root: Path) -> None:
     seed_everything(0)
-    data = ready(root, batch_size=4, jitter=0.1)
+    data = ready(root, batch_size=7, shift=2)
     batch = next(iter(data.val_dataloader()))
+    same = batch[0][:1].repeat(7, 1, 1, 1), batch[1]
     data.trainer = SimpleNamespace(training=True)
-    same = torch.zeros_like(batch[0]) + batch[0][:1], batch[1]
     images = data.on_after_batch_transfer(same, 0)[0]
-    assert images.dtype == torch.float32
-    assert (images.clamp(0, 1) == images).all()
-    assert not torch.equal(images[0], images[1])
+    assert len({tuple(image.flatten().tolist()) for image in images}) > 3
     data.trainer = SimpleNamespace(training=False)
     assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], batch[0].float() / 255)
 
@@ -516,7 +511,7 @@ def test_empty_list_is_named(root: Path) -> None:
         ({"crop": 0}, "crop must be"),
         ({"crop": -3}, "crop must be"),
         ({"image_size": 0}, "image_size must be at least 1"),
-        ({"jitter": 1.0}, "jitter must be at least 0 and less than 1, got 1.0"),
+        ({"shift": -1}, "shift must be at least 0 pixels, got -1"),
         ({"split": "mine"}, "split must be"),
         ({"on_error": "ignore"}, "on_error must be"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

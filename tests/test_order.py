@@ -340,7 +340,7 @@ def augmented(name, workers, tmp_path):
         from test_celeba import draw_celeba
 
         root = tmp_path / "set"
-        return CelebADataModule(root if root.exists() else draw_celeba(root, 32), 4, workers, flip=True, jitter=0.1)
+        return CelebADataModule(root if root.exists() else draw_celeba(root, 32), 4, workers, flip=True, shift=3)
     return MNISTDataModule(batch_size=2000, num_workers=workers)
 
 
