@@ -249,6 +249,7 @@ def order() -> str:
 
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
+    "training pictures not moved, edges weighted 2 for 4, 60 epochs for 80": "emoji_not_moved",
     "the paper's networks at an eighth of their width, squared error, no flow": "emoji_eighth_of_paper",
 }
 
