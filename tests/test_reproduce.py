@@ -356,6 +356,25 @@ def test_figures_trains_the_models_it_is_not_given(root, tmp_path, monkeypatch, 
     assert (tmp_path / "figure.png").is_file()
 
 
+def test_figure_2_is_drawn_of_pictures_too(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(figures, "trained", lambda config, flags: called.append((config, flags)) or Path(config))
+    monkeypatch.setattr(figures, "load_model", lambda path: path.name)
+    monkeypatch.setattr(figures, "load_data", lambda path, overrides: overrides)
+    written = []
+
+    def draw(*what):
+        return SimpleNamespace(savefig=lambda out, dpi: written.append((what, out.name)))
+
+    monkeypatch.setattr(figures, "draw", draw)
+    figures.main(["2", "--pictures", "--data.root=DIR"])
+    names = ["celeba_wae_mmd", "celeba_wae_gan"]
+    assert called == [(name, ["--data.root=DIR"]) for name in names]
+    assert written == [((2, names, {"root": "DIR"}), "figure_2_pictures.png")]
+    with pytest.raises(SystemExit):
+        figures.main(["3", "--pictures"])
+
+
 class Grey(torch.nn.Module):
     def __init__(self, level):
         super().__init__()

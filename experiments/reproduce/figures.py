@@ -5,8 +5,8 @@
 5   point clouds and their reconstructions: compared row by row, as the report's code did, and by the Chamfer distance
 
 Without --ckpt the two models are trained first, by the configs of their names; flags that are not known here, such as
-``--data.root DIR``, go to both trainings. ``5 --quick`` trains small models of synthetic shapes by one config, a third
-as long where rows are compared.
+``--data.root DIR``, go to both trainings. ``2 --pictures`` is of pictures in CelebA's layout. ``5 --quick`` trains
+small models of synthetic shapes by one config, a third as long where rows are compared.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ CONFIGS = {
     5: ("modelnet40_pointnet_report", "modelnet40_pointnet"),
 }
 
+OF_PICTURES = "celeba_wae_mmd", "celeba_wae_gan"
 QUICK = "modelnet40_pointnet_quick"
 # of 256 points the mean; the blob is there at once
 ROW_BY_ROW = ["--model.cost=SquaredError", "--model.cost.scale=0.00390625", "--max_epochs=10"]
@@ -104,21 +105,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("number", type=int, choices=CONFIGS, help="number of the figure in the report")
     parser.add_argument("--ckpt", type=Path, nargs=2, help="checkpoints of the two models in the order above")
     parser.add_argument("--quick", action="store_true", help="of 5: three minutes of one core")
-    parser.add_argument("--out", type=Path, help="PNG file to write (docs/figure_NUMBER.png, figure_5_quick.png)")
+    parser.add_argument("--pictures", action="store_true", help="of 2: of pictures in CelebA's layout")
+    parser.add_argument(
+        "--out", type=Path, help="PNG file to write (docs/figure_NUMBER.png, figure_5_quick.png, figure_2_pictures.png)"
+    )
     known, flags = parser.parse_known_args(arguments)
     if known.quick and (known.number != 5 or known.ckpt):
         parser.error("--quick is for figure 5, and trains its models")
+    if known.pictures and known.number != 2:
+        parser.error("--pictures is for figure 2")
     try:
         if known.quick:
             paths = [trained(QUICK, [*cost, *flags]) for cost in (ROW_BY_ROW, [])]
         else:
-            paths = known.ckpt or [trained(config, flags) for config in CONFIGS[known.number]]
+            configs = OF_PICTURES if known.pictures else CONFIGS[known.number]
+            paths = known.ckpt or [trained(config, flags) for config in configs]
         models = [load_model(path) for path in paths]
         overrides = dict(flag.removeprefix("--data.").split("=", 1) for flag in flags if flag.startswith("--data."))
         data = load_data(paths[-1], overrides)
         if data is None:
             raise UsageError(f"{paths[-1]}: figures need its test data: --data.root=DIR")
-        name = f"figure_{known.number}{'_quick' if known.quick else ''}.png"
+        kind = "_quick" if known.quick else "_pictures" if known.pictures else ""
+        name = f"figure_{known.number}{kind}.png"
         out = known.out or EXPERIMENTS.parent / "docs" / name
         torch.manual_seed(0)
         draw(known.number, models, data).savefig(out, dpi=90)
