@@ -212,7 +212,7 @@ def test_a_tutorial_was_run_as_it_stands(notebook):
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert len(notebook.read_bytes()) < 600_000
-    for cell in cells:
+    for cell in cells[1:]:  # the first is for Colab, see above
         compile("".join(cell["source"]), notebook.name, "exec")
 
 
