@@ -18,6 +18,7 @@ import tables
 import torch
 import yaml
 from forked import run_code
+from PIL import Image
 
 import datamodules
 import wae_lightning
@@ -201,6 +202,14 @@ def test_the_comparison_shows_the_row_of_most_seeds_and_nothing_that_was_not_mea
 
 
 # ---- the site -------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_large_enough_to_see_and_are_shown():
+    pages = "".join(text_of(page) for page in [*PAGES, *NOTEBOOKS])
+    for path in DOCS.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.width >= 900, path.name
+        assert f"{path.name})" in pages, f"{path.name} is on no page"
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
