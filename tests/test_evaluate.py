@@ -90,9 +90,6 @@ def test_evaluate_writes_its_measures(checkpoint, tmp_path, capsys):
     assert "fid_digits_100" in printed
     assert results["fid_digits_floor"] < results["fid_digits_100"]
     assert results["psnr"] == pytest.approx(-10 * np.log10(results["mse"]))
-    # of more samples than there are test images
-    evaluate.main([str(checkpoint), "--num_samples", "1600", "--features=digits"])
-    assert "fid_digits_1600" in capsys.readouterr().out
     # the same seed gives the same samples
     evaluate.main([str(checkpoint), "--num_samples", "100", "--out", str(out)])
     assert json.loads(out.read_text()) == results
