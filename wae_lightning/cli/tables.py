@@ -14,17 +14,8 @@ _LOWER = (
 )  # fmt: skip
 _LOWER_ANYWHERE = ("MMD-", "JSD")
 _HIGHER = (
-    "accuracy",
-    "precision",
-    "recall",
-    "psnr",
-    "ssim",
-    "agreement",
-    "diversity",
-    "COV",
-    "classifier",
-    "linear SVM",
-)
+    "accuracy", "precision", "recall", "psnr", "ssim", "agreement", "diversity", "COV", "classifier", "linear SVM",
+)  # fmt: skip
 _REFERENCES = ("floor", "_reference", "classifier on inputs", "untrained")
 
 Rows = Mapping[str, Mapping[str, float]]

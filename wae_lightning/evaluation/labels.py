@@ -51,9 +51,9 @@ def evaluate_labels(
     data.setup("fit")
     data.setup("test")
     torch.manual_seed(seed)
-    x, y, z, mse = _encode(model, data, data.test_dataloader())
-    results = {"mse": mse} | _read_out(z, x)
-    of_validation, _, z_validation, _ = _encode(model, data, data.val_dataloader())
+    x, y, z = _encode(model, data, data.test_dataloader())
+    results = {"mse": _squared_error(model, x, y)} | _read_out(z, x)
+    of_validation, _, z_validation = _encode(model, data, data.val_dataloader())
     results |= {f"{name}_validation": value for name, value in _read_out(z_validation, of_validation).items()}
     dependence = CodeDependence()
     dependence.update(x.float() if x.ndim > 1 else one_hot(x, len(data.pairs.names), x.device), z)
@@ -81,16 +81,20 @@ def evaluate_labels(
     return results
 
 
-def _encode(model: ConditionalWAE, data: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Labels, images, random codes and the squared error of reconstructions, of a whole set, on the CPU."""
+def _encode(model: ConditionalWAE, data: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, images and random codes of a whole set, on the CPU."""
     found: list[tuple[Tensor, ...]] = []
-    error = 0.0
     for batch in loader:
         x, y = (part.to(model.device) for part in data.on_after_batch_transfer(batch, 0)[:2])
-        error += float((model(x, y) - y).square().flatten(1).mean(1).sum())
         found.append((x.cpu(), y.cpu(), model.encode(x, y, noise=True).cpu()))
     x, y, z = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return x, y, z, error / len(x)
+    return x, y, z
+
+
+def _squared_error(model: ConditionalWAE, x: Tensor, y: Tensor) -> float:
+    """The mean squared error of reconstructions."""
+    pairs = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+    return sum(float((model(labels, images).cpu() - images).square().sum()) for labels, images in pairs) / y.numel()
 
 
 def _samples_of(model: ConditionalWAE, x: Tensor) -> Tensor:
