@@ -10,6 +10,7 @@ import torch
 from benchmarks.turns import peak_megabytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import uniform_filter
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -64,16 +65,25 @@ def test_the_pyramid_is_that_of_numpy(size):
             x = np.apply_along_axis(lambda row, n=n, places=places: np.interp(places, np.arange(n), row), axis, x)
         return x
 
+    def levels(x):
+        while min(x.shape[2:]) >= 4:
+            b, c, h, w = x.shape
+            coarse = x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
+            yield x - enlarged(coarse)
+            x = coarse
+
+    def spread(edges):
+        inside = uniform_filter(np.ones_like(edges), (1, 1, 5, 5), mode="constant")
+        around = uniform_filter(edges**2, (1, 1, 5, 5), mode="constant") / inside
+        return np.sqrt(around[:, :, ::2, ::2] + 1e-5)
+
     x, y = torch.rand(2, 3, *size), torch.rand(2, 3, *size)
-    rest = (x - y).double().numpy()
-    expected = np.abs(rest).sum((1, 2, 3))
-    for level in range(3):
-        if min(rest.shape[2:]) >= 4:
-            b, c, h, w = rest.shape
-            coarse = rest.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
-            expected += 1.5 * 4**level * np.abs(rest - enlarged(coarse)).sum((1, 2, 3))
-            rest = coarse
-    np.testing.assert_allclose(PyramidError(0.1, 1.5, 3)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
+    a, b = x.double().numpy(), y.double().numpy()
+    expected = np.abs(a - b).sum((1, 2, 3))
+    for level, (edges, drawn) in enumerate(zip(list(levels(a))[:3], levels(b), strict=False)):
+        expected += 4**level * 1.5 * np.abs(edges - drawn).sum((1, 2, 3))
+        expected += 4**level * 0.7 * np.abs(spread(edges) - spread(drawn)).sum((1, 2, 3))
+    np.testing.assert_allclose(PyramidError(0.1, 1.5, 3, 0.7)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
 
 
 def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
@@ -84,8 +94,22 @@ def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
     assert pyramid(x, flat) / absolute(x, flat) > 2 * pyramid(x, shifted) / absolute(x, shifted)
 
 
+def test_texture_of_the_right_strength_costs_less_than_none_wherever_it_lies():
+    draw = torch.Generator().manual_seed(0)
+    grass, other = 0.5 + 0.1 * torch.randn(2, 1, 1, 32, 32, generator=draw)
+    flat = torch.full_like(grass, 0.5)
+    assert PyramidError(detail=0)(grass, other) > PyramidError(detail=0)(grass, flat)
+    cost = PyramidError(detail=0, texture=16)
+    assert cost(grass, other) < 0.5 * cost(grass, flat)
+    flat.requires_grad_()
+    cost(flat.detach(), flat).sum().backward()
+    assert flat.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"detail": -1.0}, "detail must be 0 or more"), ({"levels": 0}, "levels at least 1, got 2.0 and 0"),
+    ({"detail": -1.0}, "detail must be 0 or more and finite, got -1.0"),
+    ({"texture": float("inf")}, "texture must be 0 or more and finite, got inf"),
+    ({"levels": 0}, "levels must be at least 1, got 0"),
 ])  # fmt: skip
 def test_bad_pyramids(arguments, message):
     with pytest.raises(ValueError, match=message):

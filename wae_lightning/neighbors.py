@@ -1,4 +1,4 @@
-"""Which point of another set is nearest to each point of a set."""
+"""Batches of point sets: their check, and which point of another set is nearest to each point of a set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,29 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-__all__ = ["FusedSearch", "nearest_neighbors"]
+__all__ = ["FusedSearch", "check_point_sets", "nearest_neighbors"]
+
+
+def check_point_sets(*clouds: Tensor) -> None:
+    """Checks that each tensor is a batch of point sets, (B, N, 3), and that the batch sizes agree.
+
+    Raises:
+        ValueError: If not.
+    """
+    for points in clouds:
+        if points.dim() == 3 and points.shape[1] == 3 and points.shape[2] != 3:
+            raise ValueError(
+                f"point sets have shape (B, N, 3), one row per point; got (B, 3, N) = {tuple(points.shape)}: "
+                "transpose it with points.transpose(1, 2)"
+            )
+        if points.dim() != 3 or points.shape[2] != 3 or points.shape[1] < 1 or not points.is_floating_point():
+            raise ValueError(f"point sets must be floats of shape (B, N, 3), got {points.dtype} {tuple(points.shape)}")
+        if points.shape[0] != clouds[0].shape[0]:
+            raise ValueError(f"the two batches must agree in size, got {len(clouds[0])} and {len(points)} point sets")
+        # on a GPU the check would wait for the device at every step; there the distance comes out as NaN. A graph that
+        # is exported or compiled cannot depend on values.
+        if points.device.type == "cpu" and not torch.compiler.is_compiling() and not points.isfinite().all():
+            raise ValueError("point sets must be finite, got NaN or infinite coordinates")
 
 
 @torch.no_grad()
