@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["Mixture", "fit_mixture"]
 
-COMPONENTS = (1, 5, 20, 50, 100)
+COMPONENTS = (1, 5, 20, 50, 100, 200)
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)
 LEAST_VARIANCE = 1e-4
 """What is added to each variance, as a share of the codes' mean variance: covariances of few codes stay regular."""
@@ -48,7 +48,7 @@ class Mixture(NamedTuple):
 def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixture | None = None) -> Mixture:
     r"""Fits mixtures by expectation maximisation; returns the one with the best mean log-density on validation codes.
 
-    Mixtures of 1, 5, 20, 50 and 100 Gaussians are tried in this order, as long as more of them are better. Each starts
+    Mixtures of 1, 5, 20, 50, 100 and 200 Gaussians are tried in this order, as long as more are better. Each starts
     from k-means; one more starts from a mixture that is known already. Codes of many dimensions are few for a full
     covariance, so each covariance is then drawn towards their common mean,
     :math:`(1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j` (J. Friedman, "Regularized discriminant analysis", JASA
