@@ -104,6 +104,7 @@ def earlier(flags: list[str], *more: str) -> list[str]:
 ROWS = (
     {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
     | {f"mnist_wae_{name}, no flow": [f"--config=mnist_wae_{name}", *NO_FLOW] for name in ("mmd", "gan")}
+    | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {"mnist_wae_mmd, learned noise": ["--config=mnist_wae_mmd", *LEARNED_NOISE]}
     | {name: earlier(flags, *BATCHES_OF_100) for name, flags in WITH_BATCHES_OF_100.items()}
     | {
