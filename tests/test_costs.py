@@ -69,20 +69,23 @@ def test_the_pyramid_is_that_of_numpy(size):
         while min(x.shape[2:]) >= 4:
             b, c, h, w = x.shape
             coarse = x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
-            yield x - enlarged(coarse)
+            yield x, x - enlarged(coarse)
             x = coarse
 
-    def spread(edges):
-        inside = uniform_filter(np.ones_like(edges), (1, 1, 5, 5), mode="constant")
-        around = uniform_filter(edges**2, (1, 1, 5, 5), mode="constant") / inside
-        return np.sqrt(around[:, :, ::2, ::2] + 1e-5)
+    def textures(x):
+        falling, rising = x[:, :, 1:, 1:] - x[:, :, :-1, :-1], x[:, :, 1:, :-1] - x[:, :, :-1, 1:]
+        for steps in (np.diff(x, axis=3), np.diff(x, axis=2), falling, rising):
+            inside = uniform_filter(np.ones_like(steps), (1, 1, 5, 5), mode="constant")
+            around = uniform_filter(steps**2, (1, 1, 5, 5), mode="constant") / inside
+            yield np.sqrt(around[:, :, ::2, ::2] + 1e-5)
 
     x, y = torch.rand(2, 3, *size), torch.rand(2, 3, *size)
     a, b = x.double().numpy(), y.double().numpy()
     expected = np.abs(a - b).sum((1, 2, 3))
-    for level, (edges, drawn) in enumerate(zip(list(levels(a))[:3], levels(b), strict=False)):
+    for level, ((whole, edges), (other, drawn)) in enumerate(zip(list(levels(a))[:3], levels(b), strict=False)):
         expected += 4**level * 1.5 * np.abs(edges - drawn).sum((1, 2, 3))
-        expected += 4**level * 0.7 * np.abs(spread(edges) - spread(drawn)).sum((1, 2, 3))
+        for one, two in zip(textures(whole), textures(other), strict=True):
+            expected += 4**level * 0.7 * np.abs(one - two).sum((1, 2, 3))
     np.testing.assert_allclose(PyramidError(0.1, 1.5, 3, 0.7)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
 
 
@@ -94,13 +97,15 @@ def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
     assert pyramid(x, flat) / absolute(x, flat) > 2 * pyramid(x, shifted) / absolute(x, shifted)
 
 
-def test_texture_of_the_right_strength_costs_less_than_none_wherever_it_lies():
+def test_texture_of_the_right_strength_and_direction_costs_less_than_none_wherever_it_lies():
     draw = torch.Generator().manual_seed(0)
     grass, other = 0.5 + 0.1 * torch.randn(2, 1, 1, 32, 32, generator=draw)
     flat = torch.full_like(grass, 0.5)
     assert PyramidError(detail=0)(grass, other) > PyramidError(detail=0)(grass, flat)
-    cost = PyramidError(detail=0, texture=16)
+    cost = PyramidError(detail=0, texture=4)
     assert cost(grass, other) < 0.5 * cost(grass, flat)
+    wood, another = (0.5 + 0.1 * torch.randn(2, 1, 1, 1, 64, generator=draw)).expand(2, 1, 1, 64, 64)
+    assert cost(wood, another) < 0.7 * cost(wood, another.mT)
     flat.requires_grad_()
     cost(flat.detach(), flat).sum().backward()
     assert flat.grad.isfinite().all()
