@@ -77,6 +77,12 @@ def test_fitting_goes_on_from_a_known_mixture():
     assert fit_mixture(codes, validation, most=1).log_prob(validation).mean() < expected - 1
 
 
+def test_a_flow_of_more_gaussians_than_codes_can_be_fitted():
+    codes, validation = 5 + torch.randn(2, 12, 3).double()
+    assert len(fit_mixture(codes, validation, start=random_mixture(13)).weights) == 1
+    assert MixtureFlow(3, 200).double().fit(codes, validation)  # and is better than the one around 0 that it was
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 0)])
 def test_too_few_codes(n, m):
     with pytest.raises(ValueError, match=f"needs 2 codes and 1 to validate on, got {n} and {m}"):

@@ -58,7 +58,7 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
         codes: What is fitted to, (n, d), finite.
         validation: What decides, (m, d), finite.
         most: The most Gaussians.
-        start: A mixture to start from as well.
+        start: A mixture to start from as well, unless it has more Gaussians than there are codes.
 
     Raises:
         ValueError: If there are fewer than two codes, or no validation codes.
@@ -73,7 +73,7 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     options = {"max_iter": ITERATIONS, "reg_covar": least, "random_state": 0}
     sizes = sorted({min(k, most) for k in COMPONENTS if min(k, most) <= max(1, len(codes) // 10)})
     searches = [GaussianMixture(k, **options) for k in sizes]
-    if start is not None and start.is_regular():
+    if start is not None and len(start.weights) <= len(codes) and start.is_regular():
         precisions = torch.cholesky_inverse(torch.linalg.cholesky(start.covariances))
         known = {"weights_init": start.weights / start.weights.sum(), "means_init": start.means}
         known["precisions_init"] = 0.5 * (precisions + precisions.mT)
