@@ -119,7 +119,8 @@ def parts(device: str) -> dict[str, Any]:
     for name in costs.__all__:
         if name[0].isupper() and name not in ("Cost", "PyramidError"):
             attempt(name, getattr(costs, name), lambda cost: cost, x, y)
-    attempt("PyramidError", costs.PyramidError, lambda cost: cost, torch.rand(8, 3, 30, 30), torch.rand(8, 3, 30, 30))
+    pictures = torch.rand(2, 8, 3, 30, 30)
+    attempt("PyramidError", lambda: costs.PyramidError(texture=1.0), lambda cost: cost, *pictures)
     attempt(
         "ChamferDistance of near clouds", costs.ChamferDistance, lambda cost: cost, x, x + 0.01 * torch.randn(x.shape)
     )

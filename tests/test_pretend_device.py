@@ -266,9 +266,10 @@ def test_penalties(name):
 @pytest.mark.parametrize("name", [n for n in costs.__all__ if n[0].isupper() and n != "Cost"])
 def test_costs(name):
     with pretend_device() as record:
-        shape = (3, 1, 20, 8) if name == "PyramidError" else (3, 20, 3)
-        x, y = torch.rand(shape), torch.rand(shape)
-        waits = compared_with_the_cpu(record, getattr(costs, name)(), lambda cost, x, y: cost(x, y), x, y)
+        of_pictures = name == "PyramidError"
+        x, y = torch.rand(2, 3, 1, 20, 8) if of_pictures else torch.rand(2, 3, 20, 3)
+        cost = costs.PyramidError(texture=1.0) if of_pictures else getattr(costs, name)()
+        waits = compared_with_the_cpu(record, cost, lambda cost, x, y: cost(x, y), x, y)
         assert not waits or name == "EarthMoversDistance"
 
 
