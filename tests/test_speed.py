@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import benchmark
 import pytest
+import tables
 import torch
 from benchmarks import parts, training
 from benchmarks.turns import Options
@@ -125,7 +126,7 @@ def little(monkeypatch):
 
 
 @pytest.mark.usefixtures("little")
-def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
+def test_the_quick_benchmark_says_what_the_docs_and_tables_say(tmp_path, capsys, monkeypatch):
     out = tmp_path / "speed.json"
     benchmark.main(["--quick", "--sections", "training", "cache", "mmd", "sampling", f"--out={out}"])
     found = json.loads(out.read_text())
@@ -144,6 +145,10 @@ def test_the_quick_benchmark_says_what_the_docs_say(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f"\n{section}: " in printed for section in ("training", "cache", "mmd", "sampling"))
     assert all(row["s"] > 0.01 for row in found["cache"].values())
+    left_out = {"mnist_wae_mmd without its flow, lightning": {"images/s": 1.0}}
+    monkeypatch.setattr(tables, "load", lambda name: {"training": found["training"] | left_out})
+    ours, bare = found["training"]["mnist_wae_mmd, lightning"], found["training"]["mnist_wae_mmd, bare loop"]
+    assert f"| mnist_wae_mmd | {ours['images/s']:.0f} | {bare['lightning/this']:.2f} |" in tables.training()
     # sections that the file has already are kept
     benchmark.main(["--quick", "--sections", "sampling", f"--out={out}"])
     assert json.loads(out.read_text())["training"] == found["training"]

@@ -132,7 +132,7 @@ class WAE(RecordedModel, Steps):
         if flow is not None and (not isinstance(self.prior, Normal) or flow.dim != d):
             raise ValueError(f"the flow must have {d} dimensions and the prior be Normal, like z")
         if fit_flow is not None and not isinstance(flow, MixtureFlow):
-            raise ValueError(f"fit_flow needs a MixtureFlow, got {type(flow).__name__}")
+            raise ValueError(f"fit_flow needs a MixtureFlow, got {type(flow).__name__}; without one, it is null (None)")
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.input_key = input_key
         self.noise = noise or EncoderNoise()
