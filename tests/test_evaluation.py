@@ -136,6 +136,18 @@ def test_what_cannot_be_measured_is_said():
         evaluate(small_model(), None, num_samples=2)
 
 
+def test_a_judge_learns_from_fewer_clouds_than_a_batch(capsys):
+    data = ModelNet40DataModule(num_points=32, source="shapes", classes=["box", "lamp"])
+    data.setup("fit")
+    points, labels = data.train_set.points[:, :64], data.train_set.labels
+    rows = torch.tensor([*range(6), *range(len(labels) - 6, len(labels))])
+    few = SimpleNamespace(
+        train_set=SimpleNamespace(points=points[rows], labels=labels[rows]), class_names=data.class_names
+    )
+    judge = clouds.load_classifier(None, few)
+    assert (judge(points).argmax(1) == labels).float().mean() > 0.7
+
+
 def squared_distances(a, b):
     return ((a[:, None, :] - b[None, :, :]) ** 2).sum(-1)
 
@@ -170,6 +182,7 @@ def test_clouds_are_measured_as_defined(tmp_path, monkeypatch):
         codes = model.encode(data.train_set.points[:, :48])
     assert results["codes: mean square per dimension"] == pytest.approx(codes.square().mean().item(), rel=0.05)
     assert {"prior: 1-NNA-CD", "prior: MMD-CD x1e3", "mixture of 32 fitted to the codes: COV-CD"} <= results.keys()
+    assert {"prior: COV-EMD (4 clouds, 16 points)", "EMD x1e2 (4 clouds, 32 points)"} <= results.keys()
     # each of the two sets has one cloud for each test cloud
     assert results["prior: COV-CD"] * 12 == pytest.approx(round(results["prior: COV-CD"] * 12))
 
@@ -381,14 +394,10 @@ def emd_by_loops(a, b):
     return d[linear_sum_assignment(d)].mean()
 
 
-@pytest.fixture
-def few_points(monkeypatch):
-    """So few points that all of them are taken."""
-    for name, value in (("SET_POINTS", 8), ("EMD_CLOUDS", 5), ("EMD_POINTS", 8)):
-        monkeypatch.setattr(clouds, name, value)
+# clouds and points are so few that all of them are taken, each once
 
 
-def test_sets_of_clouds_are_compared_as_defined(few_points):
+def test_sets_of_clouds_are_compared_as_defined():
     samples, real, train = (scale * torch.rand(n, 8, 3) for n, scale in ((5, 0.5), (5, 0.3), (7, 0.4)))
     row = clouds.compare_sets(samples, real, train)
     for name, distance, factor in (("CD", chamfer_by_loops, 1e3), ("EMD", emd_by_loops, 1e2)):
@@ -397,8 +406,7 @@ def test_sets_of_clouds_are_compared_as_defined(few_points):
         key = f"MMD-{name} x1e{round(np.log10(factor))}{suffix[4:]}"
         assert row[key] == pytest.approx(factor * matrix.min(0).mean(), rel=1e-3)
         assert row[f"COV{suffix}"] == pytest.approx(len(set(matrix.argmin(1))) / 5)
-    chosen = [samples[round(i)] for i in np.floor(np.linspace(0, 4, 64))]
-    nearest = np.mean([min(chamfer_by_loops(s, t) for t in train) for s in chosen])
+    nearest = np.mean([min(chamfer_by_loops(s, t) for t in train) for s in samples])
     assert row["CD to the nearest training cloud x1e3"] == pytest.approx(1e3 * nearest, rel=1e-3)
     everything = [*samples, *real]
     same = [
@@ -410,7 +418,7 @@ def test_sets_of_clouds_are_compared_as_defined(few_points):
     assert row["1-NNA-CD, real half"] == pytest.approx(np.mean(same[5:]))
 
 
-def test_reconstructions_of_clouds_are_compared_as_defined(few_points):
+def test_reconstructions_of_clouds_are_compared_as_defined():
     target, found = torch.rand(5, 8, 3), torch.rand(5, 8, 3) + 1
     judge = lambda x: torch.stack([x.mean((1, 2)) - 1, 1 - x.mean((1, 2))], 1)  # below 1: class 1  # noqa: E731
     row = clouds.compare_reconstructions(target, found, torch.tensor([1, 1, 1, 0, 0]), judge)

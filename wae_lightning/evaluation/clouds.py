@@ -52,15 +52,17 @@ def choose_points(clouds: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def train_classifier(data: Any, epochs: int = 40) -> PointNetClassifier:
-    """Trains the judge on real clouds; clouds are scaled by up to 10 % and jittered."""
+    """Trains the judge on real clouds, at least 400 steps; clouds are scaled by up to 10 % and jittered."""
     torch.manual_seed(0)
     clouds, labels = data.train_set.points, data.train_set.labels
     classifier = PointNetClassifier(len(data.class_names))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=0.01)
-    steps = len(clouds) // 32
+    size = min(32, len(clouds))
+    steps = len(clouds) // size
+    epochs = max(epochs, 400 // steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps * epochs)
     for _ in range(epochs):
-        for rows in torch.split(torch.randperm(len(clouds)), 32)[:steps]:
+        for rows in torch.split(torch.randperm(len(clouds)), size)[:steps]:
             points = clouds[rows][:, torch.randperm(clouds.shape[1])[:SET_POINTS]]
             points = points * torch.empty(len(rows), 1, 3).uniform_(0.9, 1.1) + 0.01 * torch.randn_like(points)
             loss = F.cross_entropy(classifier(points), labels[rows], label_smoothing=0.1)
@@ -99,11 +101,13 @@ def compare_sets(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, floa
         jsd.update(clouds, real=side)
     found = metric.compute()
     emd = PointSetDistances("emd")
+    count = min(EMD_CLOUDS, len(real), len(samples))
+    points = min(EMD_POINTS, real.shape[1], samples.shape[1])
     for side, clouds in ((True, real), (False, samples)):
-        chosen = torch.linspace(0, len(clouds) - 1, EMD_CLOUDS).long()
-        emd.update(clouds[chosen][:, :EMD_POINTS], real=side)
+        chosen = torch.linspace(0, len(clouds) - 1, count).long()
+        emd.update(clouds[chosen][:, :points], real=side)
     found_emd = emd.compute()
-    some = samples[torch.linspace(0, len(samples) - 1, 64).long()]
+    some = samples[torch.linspace(0, len(samples) - 1, min(64, len(samples))).long()]
     to_train = pairwise_distances(some, choose_points(train, SET_POINTS, generator)).amin(1).mean()
     row = {
         "1-NNA-CD": found["1-NNA"],
@@ -112,9 +116,9 @@ def compare_sets(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, floa
         "COV-CD": found["COV"],
         "MMD-CD x1e3": 1e3 * found["MMD"],
         "CD to the nearest training cloud x1e3": 1e3 * to_train,
-        f"1-NNA-EMD ({EMD_CLOUDS} clouds, {EMD_POINTS} points)": found_emd["1-NNA"],
-        f"COV-EMD ({EMD_CLOUDS} clouds, {EMD_POINTS} points)": found_emd["COV"],
-        f"MMD-EMD x1e2 ({EMD_CLOUDS} clouds, {EMD_POINTS} points)": 1e2 * found_emd["MMD"],
+        f"1-NNA-EMD ({count} clouds, {points} points)": found_emd["1-NNA"],
+        f"COV-EMD ({count} clouds, {points} points)": found_emd["COV"],
+        f"MMD-EMD x1e2 ({count} clouds, {points} points)": 1e2 * found_emd["MMD"],
         "JSD": jsd.compute(),
     }
     return {name: float(value) for name, value in row.items()}
@@ -128,14 +132,15 @@ def compare_reconstructions(
     for part in torch.split(torch.arange(len(target)), 64):
         cd.update(target[part], reconstruction[part])
         agreement.update(target[part], reconstruction[part], labels[part])
-    some = torch.linspace(0, len(target) - 1, EMD_CLOUDS).long()
+    count = min(EMD_CLOUDS, len(target))
+    some = torch.linspace(0, len(target) - 1, count).long()
     generator = torch.Generator().manual_seed(0)
     points = min(SET_POINTS, target.shape[1], reconstruction.shape[1])
     emd = earth_movers_distance(*(choose_points(x[some], points, generator) for x in (target, reconstruction))).mean()
     judged = agreement.compute()
     return {
         "CD x1e3": 1e3 * float(cd.compute()),
-        f"EMD x1e2 ({EMD_CLOUDS} clouds, {points} points)": 1e2 * float(emd),
+        f"EMD x1e2 ({count} clouds, {points} points)": 1e2 * float(emd),
         "RMS radius": float((reconstruction - reconstruction.mean(1, keepdim=True)).square().sum(2).mean().sqrt()),
         "classifier on inputs": float(judged["inputs"]),
         "classifier on reconstructions": float(judged["reconstructions"]),
@@ -205,6 +210,9 @@ def measure_model(model: PointNetWAE, data: Any, classifier: PointNetClassifier,
         codes = apply_in_batches(model.encode, train[:, : data.num_points], device)
         row["codes: mean square per dimension"] = float(codes.square().mean())
         for components in fitted:
+            if components > len(codes):
+                print(f"A mixture of {components} does not fit to {len(codes)} codes: its rows are left out.")
+                continue
             z = MixtureSampler(codes, components, reg_covar=1e-3).sample(n, generator)
             name = "Gaussian fitted to the codes" if components == 1 else f"mixture of {components} fitted to the codes"
             row[name] = compare_sets(apply_in_batches(model.decode, z, device), test, train)
