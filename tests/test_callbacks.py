@@ -241,12 +241,7 @@ def test_the_projector_gets_codes_with_labels_and_pictures(trained):
 def test_point_clouds_are_in_the_mesh_plugin(trained):
     flags = ["--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--max_epochs=1"]
     pictures = ["--trainer.callbacks=PointCloudPictures", "--trainer.callbacks.every_n_epochs=1"]
-    flags += [
-        "--model.encoder.channels=[8]",
-        "--model.decoder.hidden=[8]",
-        "--model.flow=null",
-        "--model.fit_flow=null",
-    ]
+    flags += ["--model.encoder.channels=[8]", "--model.decoder.hidden=[8]", "--model.flow=null"]
     checkpoint = trained("modelnet40_pointnet", *flags, *pictures, "--check_val_every_n_epoch=1")
     tensors = events_of(checkpoint).Tags()["tensors"]
     assert {"samples/turnable_VERTEX", "reconstructions/turnable_VERTEX"} <= set(tensors)
