@@ -433,7 +433,7 @@ def test_reconstructions_of_clouds_are_compared_as_defined():
     assert row["classifier share"] == pytest.approx(2 / 3)
 
 
-def test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was(few_points, monkeypatch):
+def test_codes_are_read_before_the_flow_and_the_model_is_left_as_it_was(monkeypatch):
     seen, drawn = [], []
 
     def look(encode, data, turn=False, device=None):
