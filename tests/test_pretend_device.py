@@ -21,7 +21,7 @@ from wae_lightning.callbacks import (
 from wae_lightning.cli import generate
 from wae_lightning.cli.flags import complete_flags
 from wae_lightning.cli.train import Train
-from wae_lightning.evaluation import clouds, completions, evaluate_completions, evaluate_images
+from wae_lightning.evaluation import clouds, completions, evaluate_completions, evaluate_images, evaluate_labels
 from wae_lightning.networks import (
     CouplingFlow,
     FlowMatching,
@@ -208,6 +208,8 @@ def test_measures_of_a_model_on_the_device(tmp_path, monkeypatch, few_digits):
         monkeypatch.setattr(clouds, "EMD_CLOUDS", 6)
         monkeypatch.setattr(completions.LabelNet, "fit", lambda self, data, epochs: self.eval())
         assert "diversity" in " ".join(evaluate_completions(model, data, seed=0))
+        model, data = MODELS["labels"]().to(CUDA).eval(), data_of("labels")
+        assert "mse" in evaluate_labels(model, data, 20, 0, "auto", None)
         model, data = MODELS["pointnet"]().to(CUDA).eval(), data_of("pointnet")
         data.setup("fit")
         judge = PointNetClassifier(2).eval()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from wae_lightning.checkpoints import read_plain
 from wae_lightning.costs import earth_movers_distance
+from wae_lightning.evaluation.codes import sizes_that_fit
 from wae_lightning.metrics import (
     ClassifierAgreement,
     LinearSVMAccuracy,
@@ -49,6 +50,11 @@ def choose_points(clouds: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Draws n points of each cloud (B, N, 3) without replacement: (B, n, 3)."""
     order = torch.rand(clouds.shape[:2], generator=generator).argsort(1)[:, :n]
     return clouds.gather(1, order.unsqueeze(2).expand(-1, -1, 3))
+
+
+def spread_over(clouds: Tensor, n: int) -> Tensor:
+    """Takes n of the clouds, evenly over the set, or all if there are fewer."""
+    return clouds[torch.linspace(0, len(clouds) - 1, min(n, len(clouds))).long()]
 
 
 def train_classifier(data: Any, epochs: int = 40) -> PointNetClassifier:
@@ -104,11 +110,9 @@ def compare_sets(samples: Tensor, real: Tensor, train: Tensor) -> dict[str, floa
     count = min(EMD_CLOUDS, len(real), len(samples))
     points = min(EMD_POINTS, real.shape[1], samples.shape[1])
     for side, clouds in ((True, real), (False, samples)):
-        chosen = torch.linspace(0, len(clouds) - 1, count).long()
-        emd.update(clouds[chosen][:, :points], real=side)
+        emd.update(spread_over(clouds, count)[:, :points], real=side)
     found_emd = emd.compute()
-    some = samples[torch.linspace(0, len(samples) - 1, min(64, len(samples))).long()]
-    to_train = pairwise_distances(some, choose_points(train, SET_POINTS, generator)).amin(1).mean()
+    to_train = pairwise_distances(spread_over(samples, 64), choose_points(train, SET_POINTS, generator)).amin(1).mean()
     row = {
         "1-NNA-CD": found["1-NNA"],
         "1-NNA-CD, samples' half": found["1-NNA samples"],
@@ -132,15 +136,14 @@ def compare_reconstructions(
     for part in torch.split(torch.arange(len(target)), 64):
         cd.update(target[part], reconstruction[part])
         agreement.update(target[part], reconstruction[part], labels[part])
-    count = min(EMD_CLOUDS, len(target))
-    some = torch.linspace(0, len(target) - 1, count).long()
+    some = [spread_over(clouds, EMD_CLOUDS) for clouds in (target, reconstruction)]
     generator = torch.Generator().manual_seed(0)
     points = min(SET_POINTS, target.shape[1], reconstruction.shape[1])
-    emd = earth_movers_distance(*(choose_points(x[some], points, generator) for x in (target, reconstruction))).mean()
+    emd = earth_movers_distance(*(choose_points(clouds, points, generator) for clouds in some)).mean()
     judged = agreement.compute()
     return {
         "CD x1e3": 1e3 * float(cd.compute()),
-        f"EMD x1e2 ({count} clouds, {points} points)": 1e2 * float(emd),
+        f"EMD x1e2 ({len(some[0])} clouds, {points} points)": 1e2 * float(emd),
         "RMS radius": float((reconstruction - reconstruction.mean(1, keepdim=True)).square().sum(2).mean().sqrt()),
         "classifier on inputs": float(judged["inputs"]),
         "classifier on reconstructions": float(judged["reconstructions"]),
@@ -209,10 +212,7 @@ def measure_model(model: PointNetWAE, data: Any, classifier: PointNetClassifier,
         row["prior"] = compare_sets(samples, test, train)
         codes = apply_in_batches(model.encode, train[:, : data.num_points], device)
         row["codes: mean square per dimension"] = float(codes.square().mean())
-        for components in fitted:
-            if components > len(codes):
-                print(f"A mixture of {components} does not fit to {len(codes)} codes: its rows are left out.")
-                continue
+        for components in sizes_that_fit(fitted, codes):
             z = MixtureSampler(codes, components, reg_covar=1e-3).sample(n, generator)
             name = "Gaussian fitted to the codes" if components == 1 else f"mixture of {components} fitted to the codes"
             row[name] = compare_sets(apply_in_batches(model.decode, z, device), test, train)

@@ -14,7 +14,15 @@ from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd_test
 from wae_lightning.training.inputs import check_range
 
-__all__ = ["Codes", "batches_of", "compare_moments", "compare_with_prior", "encode_batches", "noise_share"]
+__all__ = [
+    "Codes",
+    "batches_of",
+    "compare_moments",
+    "compare_with_prior",
+    "encode_batches",
+    "noise_share",
+    "sizes_that_fit",
+]
 
 TEST_CODES, PRIOR_DRAWS = 1000, 1_000_000
 
@@ -28,6 +36,15 @@ class Codes(NamedTuple):
     """The model's reconstruction cost of each example, float32 (N,): high for what it has not learned to draw."""
     labels: Tensor | None
     """int64 (N, ...), if the batches have any."""
+
+
+def sizes_that_fit(sizes: Iterable[int], codes: Tensor) -> Iterator[int]:
+    """The numbers of Gaussians that can be fitted to so many codes; says of others that their rows are left out."""
+    for components in sizes:
+        if components <= len(codes):
+            yield components
+        else:
+            print(f"A mixture of {components} does not fit to {len(codes)} codes: its rows are left out.")
 
 
 @torch.no_grad()

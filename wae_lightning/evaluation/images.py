@@ -20,7 +20,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from wae_lightning.base import WAE
 from wae_lightning.callbacks.pictures import in_unit_range
-from wae_lightning.evaluation.codes import batches_of, compare_with_prior, encode_batches, noise_share
+from wae_lightning.evaluation.codes import (
+    batches_of,
+    compare_with_prior,
+    encode_batches,
+    noise_share,
+    sizes_that_fit,
+)
 from wae_lightning.evaluation.lines import measure_lines, measure_traversals
 from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
 from wae_lightning.metrics.completion import frechet_distance
@@ -339,10 +345,7 @@ def compare_samples(
     """Compares samples, reconstructions and training images with the test images, by features and by patches."""
     comparison = Comparison(shown(model, read_test_images(data, model.device, model.input_key)), extractors)
     samplers: dict[str, Any] = {"": model.prior}
-    for components in MIXTURES:
-        if components > len(codes):
-            print(f"A mixture of {components} does not fit to {len(codes)} codes: its rows are left out.")
-            continue
+    for components in sizes_that_fit(MIXTURES, codes):
         # a mixture of one is the Gaussian with the mean and the covariance of the codes
         suffix = "gaussian_fitted_to_codes" if components == 1 else f"mixture_of_{components}_fitted_to_codes"
         samplers[f"_{suffix}"] = MixtureSampler(codes, components, seed=seed)
