@@ -59,14 +59,15 @@ class PairDataModule(ImageDataModule):
         num_workers: int | None = None,
         on_device: bool | None = None,
     ) -> None:
+        if images is not None and (not isinstance(images, ImageDataModule) or isinstance(images, PairDataModule)):
+            hint = f"; a folder of MNIST is root={str(images)!r}" if isinstance(images, str | Path) else ""
+            raise ValueError(f"images must be a data module of whole images, got a {type(images).__name__}{hint}")
         own = {"root": root, "batch_size": batch_size, "num_workers": num_workers, "on_device": on_device}
         given = {name: value for name, value in own.items() if value is not None}
         if images is None:
             images = MNISTDataModule(**given)  # type: ignore[arg-type]
         elif given:
             raise ValueError(f"{' and '.join(given)}: give this to {type(images).__name__}, which images is, instead")
-        if not isinstance(images, ImageDataModule) or isinstance(images, PairDataModule):
-            raise ValueError(f"images must be a data module of whole images, got a {type(images).__name__}")
         super().__init__(images.batch_size, images.num_workers, images.on_device)
         self.images = images
 

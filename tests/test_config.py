@@ -318,6 +318,11 @@ def test_a_file_is_a_config_too(empty_folder):
     [
         ("mnist_wae_mdm", {}, "from_config: mnist_wae_mdm: neither a file .*; did you mean mnist_wae_mmd\\?"),
         ("mnist_wae_mmd", {"laten_dim": 8}, "from_config: unknown argument laten_dim; did you mean latent_dim\\?"),
+        (
+            "folder_wae_mmd",
+            {"flip": True},
+            r'unknown argument flip; it is one of the data module: data={"flip": \.\.\.}',
+        ),
         ("mnist_wae_mmd", {"encoder": {"wdth": 1.0}}, "unknown argument encoder.wdth; did you mean encoder.width\\?"),
         ("mnist_wae_mmd", {"data": {"bach_size": 8}}, "argument data.bach_size; did you mean data.batch_size\\?"),
         ("mnist_wae_mmd", {"penalty": "MDM"}, "penalty: there is no class MDM for it; did you mean MMD\\?"),

@@ -167,6 +167,7 @@ def test_arguments_of_the_default_digits(tmp_path: Path) -> None:
         ({"fraction": float("nan")}, "fraction must be"),
         ({"images": Noise(), "batch_size": 3, "root": "data"}, "root and batch_size: give this to Noise"),
         ({"images": HalfImageDataModule()}, "images must be a data module of whole images"),
+        ({"images": "data", "batch_size": 3}, "whole images, got a str; a folder of MNIST is root='data'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:

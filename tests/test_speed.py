@@ -148,10 +148,23 @@ def test_the_quick_benchmark_says_what_the_docs_and_tables_say(tmp_path, capsys,
     left_out = {"mnist_wae_mmd without its flow, lightning": {"images/s": 1.0}}
     monkeypatch.setattr(tables, "load", lambda name: {"training": found["training"] | left_out})
     ours, bare = found["training"]["mnist_wae_mmd, lightning"], found["training"]["mnist_wae_mmd, bare loop"]
-    assert f"| mnist_wae_mmd | {ours['images/s']:.0f} | {bare['lightning/this']:.2f} |" in tables.training()
+    speed, ratio = f"{ours['images/s']:.0f}", f"{bare['lightning/this']:.2f}"
+    assert f"| mnist_wae_mmd | {speed}, {speed} | {ratio}, {ratio} |" in tables.training()
     # sections that the file has already are kept
     benchmark.main(["--quick", "--sections", "sampling", f"--out={out}"])
     assert json.loads(out.read_text())["training"] == found["training"]
+
+
+def test_the_loaders_are_measured(few_digits, tmp_path):
+    out = tmp_path / "speed.json"
+    flags = [f"--data.root={few_digits}", f"--celeba_root={tmp_path}", f"--modelnet40_root={tmp_path}"]
+    benchmark.main(["--quick", "--sections", "loaders", *flags, f"--out={out}"])
+    rows = json.loads(out.read_text())["loaders"]
+    ours, halves, others = ("MNIST", "MNIST halves", "MNIST, torchvision, 0 workers")
+    assert set(rows) == {ours, halves, others, "ModelNet40 shapes", "ModelNet40 shapes, cloud by cloud, 0 workers"}
+    assert all(row["examples/s"] > 100 for row in rows.values())
+    faster = rows[ours]["examples/s"] / rows[others]["examples/s"]
+    assert rows[others]["ours is faster by"] == pytest.approx(faster, rel=1e-3)
 
 
 @pytest.mark.usefixtures("little")

@@ -106,7 +106,7 @@ def loaders(options: Options) -> dict[str, Any]:
         if (root / "MNIST" / "raw").is_dir():
             by_image = theirs(torchvision.datasets.MNIST(root, transform=ToTensor()), workers, "torchvision")
             sets["MNIST"] = lambda: MNISTDataModule(root, BATCH_SIZE), by_image
-            sets["MNIST halves"] = lambda: HalfImageDataModule(root, batch_size=BATCH_SIZE), {}
+            sets["MNIST halves"] = lambda: HalfImageDataModule(root=root, batch_size=BATCH_SIZE), {}
         if (celeba_root / "celeba").is_dir():
             crop = Compose([CenterCrop(140), Resize(64, interpolation=InterpolationMode.LANCZOS), ToTensor()])
             by_image = theirs(AnyCelebA(celeba_root, transform=crop), workers, "torchvision")

@@ -434,12 +434,16 @@ def clouds(columns: dict[str, tuple[str, int, float]], *parts: str) -> str:
 
 
 def training() -> str:
-    found = load("benchmark_training")["training"]
-    others = ("bare loop", "plain Lightning", "pythae WAE_MMD")
+    runs = [load(name)["training"] for name in ("benchmark", "benchmark_training")]
+    columns = ("bare loop", "plain Lightning", "pythae WAE_MMD")
+
+    def of_runs(row: str, key: str, digits: int) -> str:
+        return ", ".join(number(run.get(row, {}).get(key), digits) for run in runs)
+
     rows = []
     for config in ("mnist_wae_mmd", "mnist_wae_gan", "mnist_wae_mmd without its flow"):
-        ratios = (number(found.get(f"{config}, {other}", {}).get("lightning/this"), 2) for other in others)
-        rows.append([config, number(found[f"{config}, lightning"]["images/s"], 0), *ratios])
+        ratios = (of_runs(f"{config}, {column}", "lightning/this", 2) for column in columns)
+        rows.append([config, of_runs(f"{config}, lightning", "images/s", 0), *ratios])
     return markdown(["config", "images/s", "bare loop", "plain Lightning", "pythae's WAE_MMD"], rows)
 
 
@@ -452,7 +456,7 @@ def parts() -> str:
         rows.append([f"MMD, {size}", f"{ours:.1f} ms", f"broadcasting: {broadcasting:.1f} times as long"])
     rows.append(["Chamfer distance, 32 clouds of 2,048 points", f"{chamfer['ours']['ms'] / 1e3:.2f} s",
                  f"full matrix: {chamfer['full matrix']['times as long']:.0f} times as long"])  # fmt: skip
-    for name, other in (("MNIST", "torchvision, 0 workers"), ("CelebA in memory", "torchvision, 0 workers"),
+    for name, other in (("MNIST", "torchvision, 0 workers"), ("CelebA from memory", "torchvision, 0 workers"),
                         ("CelebA from disk", "torchvision, 0 workers"),
                         ("ModelNet40 hdf5", "cloud by cloud, 0 workers")):  # fmt: skip
         times = loaders[f"{name}, {other}"]["ours is faster by"]
