@@ -197,6 +197,41 @@ def test_it_is_fitted_after_the_last_step_of_a_run_that_steps_limit():
     assert fitted.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
 
 
+class Inverted(pl.LightningDataModule):
+    """Augments in training only, and so differently that nothing is overlooked."""
+
+    def train_dataloader(self):
+        return DataLoader(IMAGES[:200], 20, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(IMAGES[200:], 20)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return 1 - batch if self.trainer.training else batch
+
+
+@pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
+def test_it_is_fitted_to_all_training_data_as_they_are(cls, monkeypatch):
+    given, stages = [], []
+    monkeypatch.setattr(MixtureFlow, "fit", lambda self, *codes: given.append([x.clone() for x in codes]))
+    one = model(cls, fit_flow=0)
+    watch = pl.callbacks.LambdaCallback(on_train_batch_end=lambda trainer, *_: stages.append(trainer.training))
+    pl.Trainer(max_epochs=2, callbacks=[watch], **QUIET).fit(one, Inverted())
+    ((codes, validation),) = given
+    one.eval()
+    for found, images in ((codes, IMAGES[:200]), (validation, IMAGES[200:])):
+        expected = one.encoder(images).detach()
+        order, known = (x[:, 0].argsort() for x in (found, expected))
+        torch.testing.assert_close(found[order], expected[known])
+    assert stages == [True] * 20  # the trainer goes on as one that trains
+
+
+def test_training_data_that_come_only_once_are_named():
+    one = model(fit_flow=0)
+    with pytest.warns(UserWarning, match="the flow is not fitted: the training data, read once more, are fewer than"):
+        pl.Trainer(max_epochs=1, **QUIET).fit(one, iter(IMAGES[:200].split(20)))
+
+
 class Stream(IterableDataset):
     """Images that tell no number of theirs."""
 

@@ -66,8 +66,8 @@ class WAE(RecordedModel, Steps):
             gradient into the encoder: it minimises the Kullback-Leibler divergence of Q_Z from P_Z and costs the
             reconstruction nothing, since it cancels out of decoder(encoder(x)). ``encode`` and ``decode`` speak of z.
             ``penalty`` acts on the encoder's own codes.
-        fit_flow: After how many epochs, and after the last (0: only then), a ``MixtureFlow`` is also fitted to the
-            latest codes, see :class:`~wae_lightning.training.FitFlow`. None: never.
+        fit_flow: After how many epochs, and after the last (0: only then), a ``MixtureFlow`` is also fitted to codes
+            of the training data, see :class:`~wae_lightning.training.FitFlow`. None: never.
         flow_noise: Standard deviation of the noise on the codes that the flow is trained on, positive: without it,
             the likelihood of a finite set has no bound.
         compile: Compile encoder and decoder with ``torch.compile`` when training starts; a string is its mode (not one

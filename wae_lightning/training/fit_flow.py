@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor
 
 from wae_lightning.drawing import evaluation_mode
 from wae_lightning.lightning import Callback, LightningModule, Trainer, rank_zero_warn
-from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import Flow, MixtureFlow
 
 __all__ = ["FitFlow", "distance_from_normal"]
 
-MOST_CODES = 5000
+MOST_CODES, CODES_OF_A_LABEL, SEEN_CODES = 10_000, 5000, 5000
 FAR = 0.25
 
 
@@ -36,17 +36,26 @@ def distance_from_normal(z: Tensor) -> float:
     return float(torch.maximum((expected - below[:-1]).abs(), (expected - below[1:]).abs()).max())
 
 
-class FitFlow(Callback):
-    """Fits a ``MixtureFlow`` to the remembered codes by expectation maximisation; warns of a flow that does not fit.
+@contextmanager
+def as_in_validation(trainer: Trainer) -> Iterator[None]:
+    """Within training, has data modules give what they give in validation: nothing augmented."""
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.training = True
 
-    For a mixture of each label the remembered codes would be few; it is fitted to 5,000 for each label, encoded anew.
+
+class FitFlow(Callback):
+    """Fits a ``MixtureFlow`` to codes of training data by expectation maximisation; warns of a flow that does not fit.
+
     Gradient steps find a mixture in tens of dimensions slowly; expectation maximisation takes seconds.
-    It runs after every so many epochs, before their validation, and after the last one. Of the trained and the fitted
-    mixture the one with the better mean log-density on codes of the validation set stays, and is trained on. (Without a
-    validation set, on every tenth remembered code, which may be of the same pictures as the others.) With several
-    processes the first one fits, to its own codes. The remembered codes are those of past steps: let the learning rate
-    end near 0, so that they are those of the encoder as it is then. A run that is stopped early keeps what the last
-    fit, and training after it, made.
+    It runs after every so many epochs, before their validation, and after the last one, on codes of up to 10,000
+    training examples (with a mixture of each label 5,000 for each), encoded anew, in evaluation mode and as the data
+    module gives them in validation: without augmentation, so that draws are like the data, not like what was made of
+    them. Of the trained and the fitted mixture the one with the better mean log-density on codes of the validation set
+    stays, and is trained on; without a validation set, on every tenth of the training codes. With several processes the
+    first one fits, to its own codes. A run that is stopped early keeps what the last fit, and training after it, made.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -54,7 +63,6 @@ class FitFlow(Callback):
 
     Args:
         flow: The flow, a part of the model.
-        memory: The codes that it is fitted to, a part of the model; their first columns are taken, d or d + p.
         codes: Maps a batch on the device to codes as the flow gets them, (n, d), conditions beside them, (n, d + p).
         every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
         scale: The standard deviation of the prior, which codes z have.
@@ -63,13 +71,11 @@ class FitFlow(Callback):
     def __init__(
         self,
         flow: Flow,
-        memory: CodeMemory,
         codes: Callable[[Any], Tensor],
         every_n_epochs: int | None = None,
         scale: float = 1.0,
     ) -> None:
         self.flow = flow
-        self.memory = memory
         self.codes = codes
         self.every_n_epochs = every_n_epochs
         self.scale = scale
@@ -88,18 +94,19 @@ class FitFlow(Callback):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, model: LightningModule, flow: MixtureFlow) -> None:
-        codes, validation = self.memory.all()[:, : self._columns], None
-        if flow.condition_features:  # for a mixture of each label they are too few
-            codes = self._encoded(trainer, model, trainer.train_dataloader, MOST_CODES * flow.condition_features)
+        most = max(MOST_CODES, CODES_OF_A_LABEL * flow.condition_features)
+        codes, validation = self._encoded(trainer, model, trainer.train_dataloader, most), None
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loaders: Any = trainer.val_dataloaders
             loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-            validation = self._encoded(trainer, model, loader, max(MOST_CODES, 1000 * flow.condition_features))
+            validation = self._encoded(trainer, model, loader, max(SEEN_CODES, 1000 * flow.condition_features))
         if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
             codes, validation = codes[~held_out], codes[held_out]
-        if trainer.is_global_zero and len(codes) > 1 and len(validation):
+        if len(codes) < 2 or not len(validation):
+            rank_zero_warn("the flow is not fitted: the training data, read once more, are fewer than two")
+        elif trainer.is_global_zero:
             flow.fit(codes, validation)
         for parameter in flow.parameters():
             parameter.copy_(trainer.strategy.broadcast(parameter.detach()))
@@ -108,7 +115,12 @@ class FitFlow(Callback):
         """Codes of a set, at most about so many; no trace is left in the random number generators."""
         found = [torch.empty(0, self._columns, device=model.device)]
         on_gpu = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=on_gpu), evaluation_mode(model), trainer.precision_plugin.forward_context():
+        with (
+            torch.random.fork_rng(devices=on_gpu),
+            evaluation_mode(model),
+            as_in_validation(trainer),
+            trainer.precision_plugin.forward_context(),
+        ):
             for batch in [] if loader is None else loader:  # streams have no length to ask for
                 found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns])
                 if sum(map(len, found)) >= most:
@@ -124,7 +136,7 @@ class FitFlow(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        few = not trainer.sanity_checking and sum(map(len, self._seen)) < MOST_CODES
+        few = not trainer.sanity_checking and sum(map(len, self._seen)) < SEEN_CODES
         if few and isinstance(outputs, dict) and "codes" in outputs:
             self._seen.append(outputs["codes"])
 
