@@ -53,6 +53,10 @@ STABILITY = {
     "log-prior trick": ["--model.penalty.log_prior=true"],
 }  # fmt: skip
 # what the configs had when the rows below were measured; the noise that is learned was learned away
+LAMBDA_THEN = {
+    "--config=mnist_wae_mmd": "--model.penalty_weight=10",
+    "--config=mnist_wae_gan": "--model.penalty_weight=0.1",
+}
 A_TENTH_TO_VALIDATE = ["--data.val_fraction=0.1"]
 LEARNED_NOISE = ["--model.noise=GaussianNoise", "--model.noise.initial_std=0.3"]
 BATCHES_OF_100 = [
@@ -98,14 +102,22 @@ OF_TODAY = ("ae", "vae", "wae_mmd", "wae_gan", "wae_mmd_plain", "wae_gan_plain")
 def earlier(flags: list[str], *more: str) -> list[str]:
     """The flags of a row with those that make its config what it was."""
     noise = LEARNED_NOISE if flags[0].startswith("--config=mnist_wae") else []
-    return [flags[0], *noise, *more, *flags[1:]]
+    weight = [LAMBDA_THEN[flags[0]]] if flags[0] in LAMBDA_THEN else []
+    return [flags[0], *noise, *weight, *more, *flags[1:]]
 
 
 ROWS = (
     {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
-    | {f"mnist_wae_{name}, no flow": [f"--config=mnist_wae_{name}", *NO_FLOW] for name in ("mmd", "gan")}
+    | {f"{flag[9:]}, no flow": [flag, weight, *NO_FLOW] for flag, weight in LAMBDA_THEN.items()}
+    | {f"{flag[9:]}, earlier lambda": [flag, weight] for flag, weight in LAMBDA_THEN.items()}
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
-    | {"mnist_wae_mmd, learned noise": ["--config=mnist_wae_mmd", *LEARNED_NOISE]}
+    | {
+        "mnist_wae_mmd, learned noise": [
+            "--config=mnist_wae_mmd",
+            LAMBDA_THEN["--config=mnist_wae_mmd"],
+            *LEARNED_NOISE,
+        ]
+    }
     | {name: earlier(flags, *BATCHES_OF_100) for name, flags in WITH_BATCHES_OF_100.items()}
     | {
         f"{name}, batches of 200": earlier(WITH_BATCHES_OF_100[name], *A_TENTH_TO_VALIDATE)

@@ -99,9 +99,11 @@ COMPARED: dict[str, tuple[list[Any], str]] = {
     "WAE-GAN, 16 units, λ = 1": (["mnist_wae_gan, no flow, lambda 1, 8 epochs"], ""),
     "WAE-MMD, 8 units": (["mnist_wae_mmd_plain, 9 epochs", "WAE-MMD, no flow, 8 latent units, 9 epochs"], ""),
     "WAE-GAN, 8 units": (["mnist_wae_gan_plain, 8 epochs", "WAE-GAN, no flow, 8 latent units, 8 epochs"], ""),
-    "WAE-MMD + flow": (["mnist_wae_mmd, 9 epochs", "WAE-MMD, batches of 200, 9 epochs"], ""),
+    "WAE-MMD + flow": (["mnist_wae_mmd, 9 epochs"], ""),
+    "WAE-MMD + flow, λ = 10": (["mnist_wae_mmd, earlier lambda, 9 epochs"], ""),
     "WAE-MMD + flow, one seed": (["mnist_wae_mmd, learned noise, 9 epochs"], ""),
-    "WAE-GAN + flow": (["mnist_wae_gan, 8 epochs", "WAE-GAN, batches of 200, 8 epochs"], ""),
+    "WAE-GAN + flow": (["mnist_wae_gan, 8 epochs"], ""),
+    "WAE-GAN + flow, λ = 0.1": (["mnist_wae_gan, earlier lambda, 8 epochs"], ""),
 }
 README = [
     "auto-encoder, 50 Gaussians", "pythae, its 50 Gaussians", "WAE-MMD, 8 units", "WAE-GAN, 8 units", "WAE-MMD + flow",
