@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ import torch
 from benchmarks.turns import peak_megabytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import uniform_filter
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import wasserstein_distance
 from torch import Tensor
+from torch.nn import functional as F
 
 from wae_lightning import neighbors
 from wae_lightning.costs import (
@@ -69,24 +70,15 @@ def test_the_pyramid_is_that_of_numpy(size):
         while min(x.shape[2:]) >= 4:
             b, c, h, w = x.shape
             coarse = x.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
-            yield x, x - enlarged(coarse)
+            yield x - enlarged(coarse)
             x = coarse
-
-    def textures(x):
-        falling, rising = x[:, :, 1:, 1:] - x[:, :, :-1, :-1], x[:, :, 1:, :-1] - x[:, :, :-1, 1:]
-        for steps in (np.diff(x, axis=3), np.diff(x, axis=2), falling, rising):
-            inside = uniform_filter(np.ones_like(steps), (1, 1, 5, 5), mode="constant")
-            around = uniform_filter(steps**2, (1, 1, 5, 5), mode="constant") / inside
-            yield np.sqrt(around[:, :, ::2, ::2] + 1e-5)
 
     x, y = torch.rand(2, 3, *size), torch.rand(2, 3, *size)
     a, b = x.double().numpy(), y.double().numpy()
     expected = np.abs(a - b).sum((1, 2, 3))
-    for level, ((whole, edges), (other, drawn)) in enumerate(zip(list(levels(a))[:3], levels(b), strict=False)):
+    for level, (edges, drawn) in enumerate(zip(list(levels(a))[:3], levels(b), strict=False)):
         expected += 4**level * 1.5 * np.abs(edges - drawn).sum((1, 2, 3))
-        for one, two in zip(textures(whole), textures(other), strict=True):
-            expected += 4**level * 0.7 * np.abs(one - two).sum((1, 2, 3))
-    np.testing.assert_allclose(PyramidError(0.1, 1.5, 3, 0.7)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
+    np.testing.assert_allclose(PyramidError(0.1, 1.5, 3)(x, y).numpy(), 0.1 * expected, rtol=1e-5)
 
 
 def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
@@ -97,15 +89,48 @@ def test_the_pyramid_minds_blurred_texture_more_than_the_absolute_error_does():
     assert pyramid(x, flat) / absolute(x, flat) > 2 * pyramid(x, shifted) / absolute(x, shifted)
 
 
-def test_texture_of_the_right_strength_and_direction_costs_less_than_none_wherever_it_lies():
+@pytest.mark.parametrize("size", [(8, 8), (45, 70)])
+def test_the_distance_of_patches_is_that_of_scipy(size):
+    """One level; the draws are those that the cost makes, and the patches are cut out one by one."""
+    x, y = torch.rand(2, 3, *size), torch.rand(2, 3, *size)
+    torch.manual_seed(7)
+    found = PyramidError(0.1, 0.0, 1, 0.5)(x, y)
+    torch.manual_seed(7)
+    down, right = (int(torch.randint(n, ())) for n in size)
+    directions = torch.randn(16, 3 * 49)
+    directions /= directions.norm(dim=1, keepdim=True)
+    bands = [image - F.interpolate(F.avg_pool2d(image, 2, ceil_mode=True), size, mode="bilinear") for image in (x, y)]
+    expected = (x - y).abs().sum((1, 2, 3))
+    for row in range(2):
+
+        def values(band, top, left, k, row=row):
+            rows = (torch.arange(top - 3, top + 4) - down) % size[0]
+            columns = (torch.arange(left - 3, left + 4) - right) % size[1]
+            return float((band[row][:, rows][:, :, columns].flatten() * directions[k]).sum())
+
+        counts = [(n + 1) // 2 for n in size]
+        squares = [min(n, 16) for n in counts]
+        for i, j, k in product(*(range(n // s) for n, s in zip(counts, squares, strict=True)), range(16)):
+            places = list(
+                product(*(range(2 * s * i, 2 * s * (i + 1), 2) for s, i in zip(squares, (i, j), strict=True)))
+            )
+            sides = [[values(band, *place, k) for place in places] for band in bands]
+            expected[row] += 0.5 * len(places) * wasserstein_distance(*sides) / 16
+    torch.testing.assert_close(found, 0.1 * expected, rtol=1e-4, atol=0)
+
+
+def test_the_right_patches_cost_less_than_none_wherever_they_lie():
     draw = torch.Generator().manual_seed(0)
     grass, other = 0.5 + 0.1 * torch.randn(2, 1, 1, 32, 32, generator=draw)
     flat = torch.full_like(grass, 0.5)
     assert PyramidError(detail=0)(grass, other) > PyramidError(detail=0)(grass, flat)
-    cost = PyramidError(detail=0, texture=4)
+    cost = PyramidError(detail=0, patches=30)
     assert cost(grass, other) < 0.5 * cost(grass, flat)
     wood, another = (0.5 + 0.1 * torch.randn(2, 1, 1, 1, 64, generator=draw)).expand(2, 1, 1, 64, 64)
-    assert cost(wood, another) < 0.7 * cost(wood, another.mT)
+    assert cost(wood, another) < 0.9 * cost(wood, another.mT)
+    dots = flat.clone()
+    dots[:, :, ::4, ::4] += 0.4  # of the same variance
+    assert cost(grass, other) < 0.7 * cost(grass, dots)
     flat.requires_grad_()
     cost(flat.detach(), flat).sum().backward()
     assert flat.grad.isfinite().all()
@@ -113,7 +138,7 @@ def test_texture_of_the_right_strength_and_direction_costs_less_than_none_wherev
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"detail": -1.0}, "detail must be 0 or more and finite, got -1.0"),
-    ({"texture": float("inf")}, "texture must be 0 or more and finite, got inf"),
+    ({"patches": float("inf")}, "patches must be 0 or more and finite, got inf"),
     ({"levels": 0}, "levels must be at least 1, got 0"),
 ])  # fmt: skip
 def test_bad_pyramids(arguments, message):

@@ -211,13 +211,15 @@ class Inverted(pl.LightningDataModule):
 
 
 @pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
-def test_it_is_fitted_to_all_training_data_as_they_are(cls, monkeypatch):
+def test_it_is_fitted_to_training_data_as_they_are_and_as_they_were_augmented(cls, monkeypatch):
     given, stages = [], []
     monkeypatch.setattr(MixtureFlow, "fit", lambda self, *codes: given.append([x.clone() for x in codes]))
     one = model(cls, fit_flow=0)
     watch = pl.callbacks.LambdaCallback(on_train_batch_end=lambda trainer, *_: stages.append(trainer.training))
     pl.Trainer(max_epochs=2, callbacks=[watch], **QUIET).fit(one, Inverted())
-    ((codes, validation),) = given
+    (codes, validation), (remembered, the_same) = given
+    torch.testing.assert_close(remembered, one.memory.all())
+    assert torch.equal(the_same, validation)
     one.eval()
     for found, images in ((codes, IMAGES[:200]), (validation, IMAGES[200:])):
         expected = one.encoder(images).detach()

@@ -270,7 +270,7 @@ def test_costs(name):
     with pretend_device() as record:
         of_pictures = name == "PyramidError"
         x, y = torch.rand(2, 3, 1, 20, 8) if of_pictures else torch.rand(2, 3, 20, 3)
-        cost = costs.PyramidError(texture=1.0) if of_pictures else getattr(costs, name)()
+        cost = costs.PyramidError(patches=1.0) if of_pictures else getattr(costs, name)()
         waits = compared_with_the_cpu(record, cost, lambda cost, x, y: cost(x, y), x, y)
         assert not waits or name == "EarthMoversDistance"
 

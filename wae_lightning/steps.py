@@ -223,7 +223,7 @@ class Steps(LightningModule, ABC):
             ExactResume(),
         ]
         if self.flow is not None:
-            callbacks.append(FitFlow(self.flow, own_codes, self.fit_flow, self.prior.scale))
+            callbacks.append(FitFlow(self.flow, self.memory, own_codes, self.fit_flow, self.prior.scale))
         if not self.automatic_optimization:
             callbacks.append(BorrowedFlags(self.trainer))
         if self.pretrain_steps:

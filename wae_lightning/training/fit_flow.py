@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wae_lightning.drawing import evaluation_mode
 from wae_lightning.lightning import Callback, LightningModule, Trainer, rank_zero_warn
+from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import Flow, MixtureFlow
 
 __all__ = ["FitFlow", "distance_from_normal"]
@@ -50,12 +51,14 @@ class FitFlow(Callback):
     """Fits a ``MixtureFlow`` to codes of training data by expectation maximisation; warns of a flow that does not fit.
 
     Gradient steps find a mixture in tens of dimensions slowly; expectation maximisation takes seconds.
-    It runs after every so many epochs, before their validation, and after the last one, on codes of up to 10,000
-    training examples (with a mixture of each label 5,000 for each), encoded anew, in evaluation mode and as the data
-    module gives them in validation: without augmentation, so that draws are like the data, not like what was made of
-    them. Of the trained and the fitted mixture the one with the better mean log-density on codes of the validation set
-    stays, and is trained on; without a validation set, on every tenth of the training codes. With several processes the
-    first one fits, to its own codes. A run that is stopped early keeps what the last fit, and training after it, made.
+    It runs after every so many epochs, before their validation, and after the last one. One mixture is fitted to codes
+    of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in evaluation mode
+    and as the data module gives them in validation, without augmentation; then one to the codes remembered from the
+    latest steps, of augmented data, which of few examples tell more. Of the trained and the fitted mixtures the one
+    with the best mean log-density on codes of the validation set stays, and is trained on. (Without a validation set,
+    on every tenth of the codes, and none is fitted to the remembered ones, which are of these examples, too. Nor is one
+    of labels, for which they would be few.) With several processes the first one fits, to its own codes. A run that is
+    stopped early keeps what the last fit, and training after it, made.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -63,6 +66,7 @@ class FitFlow(Callback):
 
     Args:
         flow: The flow, a part of the model.
+        memory: The codes of the latest steps, a part of the model; their first columns are taken, d or d + p.
         codes: Maps a batch on the device to codes as the flow gets them, (n, d), conditions beside them, (n, d + p).
         every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
         scale: The standard deviation of the prior, which codes z have.
@@ -71,11 +75,13 @@ class FitFlow(Callback):
     def __init__(
         self,
         flow: Flow,
+        memory: CodeMemory,
         codes: Callable[[Any], Tensor],
         every_n_epochs: int | None = None,
         scale: float = 1.0,
     ) -> None:
         self.flow = flow
+        self.memory = memory
         self.codes = codes
         self.every_n_epochs = every_n_epochs
         self.scale = scale
@@ -101,13 +107,17 @@ class FitFlow(Callback):
             loaders: Any = trainer.val_dataloaders
             loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
             validation = self._encoded(trainer, model, loader, max(SEEN_CODES, 1000 * flow.condition_features))
+        fitted_to = [codes]
         if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
-            codes, validation = codes[~held_out], codes[held_out]
-        if len(codes) < 2 or not len(validation):
+            fitted_to, validation = [codes[~held_out]], codes[held_out]
+        elif not flow.condition_features:
+            fitted_to.append(self.memory.all()[:, : self._columns])
+        if len(fitted_to[0]) < 2 or not len(validation):
             rank_zero_warn("the flow is not fitted: the training data, read once more, are fewer than two")
         elif trainer.is_global_zero:
-            flow.fit(codes, validation)
+            for some in fitted_to:
+                flow.fit(some, validation)
         for parameter in flow.parameters():
             parameter.copy_(trainer.strategy.broadcast(parameter.detach()))
 
