@@ -112,8 +112,8 @@ class PyramidError(Cost):
     size within squares of 16 x 16 patches, and divided by 16: the two pictures' sliced Wasserstein distance of patches
     there (the idea: E. Heitz et al., "A sliced Wasserstein loss for neural texture synthesis", CVPR 2021, on features
     of a network). It asks for the right patches, not for their places, so what the code does not tell exactly, as hair,
-    is drawn and not left out. Directions, and where the squares begin, are drawn anew each time, on the CPU, by
-    PyTorch's generator. Levels below 8 pixels have none.
+    is drawn and not left out. Directions, and where the squares begin, are drawn anew each time. Levels below
+    8 pixels have none.
 
     Args:
         scale: Factor of the whole cost.
@@ -156,12 +156,17 @@ def _split(images: Tensor) -> tuple[Tensor, Tensor]:
     return images - F.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False), coarse
 
 
+def _random_filters(images: Tensor) -> Tensor:
+    """Directions in the space of the images' patches, of length 1: (PATCH_DIRECTIONS, C, 7, 7)."""
+    # in float32: the same numbers for images in any precision
+    drawn = torch.randn(PATCH_DIRECTIONS, images.shape[1] * 7 * 7, device=images.device)
+    return F.normalize(drawn, dim=1).view(PATCH_DIRECTIONS, -1, 7, 7).to(images)
+
+
 def _distance_of_patches(x: Tensor, y: Tensor) -> Tensor:
     """The sum over patches of :class:`PyramidError`, (B,); images go on at the opposite edge."""
     begin = [int(torch.randint(n, ())) for n in x.shape[2:]]
-    # in float32 on the CPU: the same numbers in any precision, on any device
-    directions = F.normalize(torch.randn(PATCH_DIRECTIONS, x.shape[1] * 7 * 7), dim=1)
-    filters = directions.view(PATCH_DIRECTIONS, -1, 7, 7).to(x)
+    filters = _random_filters(x)
 
     def ordered(images: Tensor) -> Tensor:
         moved = F.pad(images.roll(begin, (2, 3)), (3, 3, 3, 3), mode="circular")
