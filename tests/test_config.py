@@ -208,6 +208,10 @@ def test_the_sizes_of_the_default_configs_are_what_they_were():
         (["--config=mnist_conditional_report", "--model.encoder=ConditionalMLPEncoder", "--data.fraction=0.25"],
          {"encoder.part_shapes": [[1, 7, 28]], "encoder.latent_dim": 8}),
         (["--config=modelnet40_pointnet", "--data.num_points=500"], {"num_points": 500, "decoder.num_points": 500}),
+        (["--config=modelnet40_pointnet", "--model.flow=null"], {"fit_flow": None}),
+        (["--config=modelnet40_pointnet", "--model.flow=CouplingFlow"], {"fit_flow": None, "flow.dim": 64}),
+        (["--config=modelnet40_pointnet", "--model.flow=null", "--model.fit_flow=3"], {"fit_flow": 3}),
+        (["--config=modelnet40_pointnet", "--model.flow.components=3"], {"fit_flow": 0}),
     ],
     ids=str,
 )  # fmt: skip
@@ -325,6 +329,11 @@ def test_a_file_is_a_config_too(empty_folder):
         ),
         ("mnist_wae_mmd", {"encoder": {"wdth": 1.0}}, "unknown argument encoder.wdth; did you mean encoder.width\\?"),
         ("mnist_wae_mmd", {"data": {"bach_size": 8}}, "argument data.bach_size; did you mean data.batch_size\\?"),
+        (
+            "mnist_wae_mmd",
+            {"flow": None, "fit_flow": 1},
+            "fit_flow needs a MixtureFlow, got NoneType; without one, it is",
+        ),
         ("mnist_wae_mmd", {"penalty": "MDM"}, "penalty: there is no class MDM for it; did you mean MMD\\?"),
         ("mnist_wae_mmd", {"latent_dim": "x"}, "latent_dim: expected a whole number, got x"),
         ("mnist_wae_mmd", {"penalty_weight": -1.0}, "penalty_weight must be 0 or more and finite, got -1"),

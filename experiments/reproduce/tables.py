@@ -252,8 +252,8 @@ def order() -> str:
 
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
-    "no texture in the cost, 80 epochs": "emoji_no_texture",
-    "neither texture nor moved pictures, edges weighted 2": "emoji_not_moved",
+    "no patches in the cost, edges weighted 4, 80 epochs": "emoji_no_patches",
+    "neither patches nor moved pictures": "emoji_not_moved",
     "the paper's networks at an eighth of their width, squared error, no flow": "emoji_eighth_of_paper",
 }
 

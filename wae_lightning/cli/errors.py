@@ -92,7 +92,7 @@ def _explain(message: str) -> str:
         return _explain_class(no_class.group(1), message, no_class.start())
     # The types that were tried are listed one by one; None and the class as a whole tell nothing
     tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    telling = [text for text in tried if "NoneType" not in text and not text.startswith("Problem with given")]
+    telling = [text for text in tried if "<class 'NoneType'>" not in text and not text.startswith("Problem with given")]
     reason = telling[-1] if telling else " ".join(message.split())
     flag = _flag_before(message, len(message))
     given = re.search(r"Given value: (\w.*)", message)

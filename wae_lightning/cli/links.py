@@ -1,6 +1,7 @@
 """Sizes that follow from one another: ``--model.latent_dim 8`` or ``--data.image_size 32`` alone says everything.
 
 A size that was typed is never changed; nor is one in a file, unless it is what the rest of the file implies anyway.
+``--model.flow null`` or another class alone says everything, too: what fits a mixture goes with it.
 """
 
 from __future__ import annotations
@@ -202,6 +203,10 @@ def link(config: Any, file: dict[str, Any], typed: Collection[str]) -> None:
             written = None
         if written is None or is_same(written, rule(in_file)):
             config[".init_args.".join([*part.split("."), argument])] = wanted
+    # a file says to fit its mixture, and what was typed in the mixture's place cannot be fitted
+    before, now = (issubclass(class_of(one.read("model.flow")), MixtureFlow) for one in (in_file, sizes))
+    if before and not now and sizes.read("model.fit_flow") is not None and "model.fit_flow" not in typed:
+        config["model.init_args.fit_flow"] = None
 
 
 def is_same(a: Any, b: Any) -> bool:
