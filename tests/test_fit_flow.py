@@ -77,6 +77,18 @@ def test_fitting_goes_on_from_a_known_mixture():
     assert fit_mixture(codes, validation, most=1).log_prob(validation).mean() < expected - 1
 
 
+def test_a_poor_known_mixture_does_not_end_the_search():
+    """It is better than one Gaussian, and worse than the many that the codes need."""
+    truth = random_mixture(20, 2, spread=10)
+    codes, validation = draws(truth, 3000), draws(truth, 1000, 1)
+    found, alone = (
+        fit_mixture(codes, validation, most=20, start=start).log_prob(validation).mean()
+        for start in (random_mixture(3, 2, seed=1), None)
+    )
+    assert found >= alone
+    assert found > truth.log_prob(validation).mean() - 0.5
+
+
 def test_a_flow_of_more_gaussians_than_codes_can_be_fitted():
     codes, validation = 5 + torch.randn(2, 12, 3).double()
     assert len(fit_mixture(codes, validation, start=random_mixture(13)).weights) == 1

@@ -49,8 +49,8 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     r"""Fits mixtures by expectation maximisation; returns the one with the best mean log-density on validation codes.
 
     Mixtures of 1, 5, 20, 50, 100 and 200 Gaussians are tried in this order, as long as more are better. Each starts
-    from k-means; one more starts from a mixture that is known already. Codes of many dimensions are few for a full
-    covariance, so each covariance is then drawn towards their common mean,
+    from k-means; one more, beside them, from a mixture that is known already. Codes of many dimensions are few for a
+    full covariance, so each covariance is then drawn towards their common mean,
     :math:`(1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j` (J. Friedman, "Regularized discriminant analysis", JASA
     1989), with the best of six :math:`\alpha` from 0 to 1.
 
@@ -79,14 +79,17 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
         known["precisions_init"] = 0.5 * (precisions + precisions.mT)
         given = {name: value.numpy() for name, value in known.items()}
         searches.insert(0, GaussianMixture(len(start.weights), **options, **given))
-    best, best_score = None, -math.inf
+    best, best_score, last_score = None, -math.inf, -math.inf
     for search in searches:
         shares = torch.from_numpy(_quietly_fitted(search, codes).predict_proba(codes.numpy()))
         found, score = _best_shrunken(codes, validation, shares, least)
         if score > best_score:
             best, best_score = found, score
-        elif search is not searches[0]:
+        if search.means_init is not None:  # the known one is not of the row that grows
+            continue
+        if score <= last_score:
             break
+        last_score = score
     assert best is not None
     return best
 
