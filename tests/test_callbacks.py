@@ -168,7 +168,7 @@ def test_the_dashboards_pages_are_in_the_event_files(trained):
     metadata = events.SummaryMetadata("_hparams_/session_start_info")
     start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
     assert start.hparams["model"].string_value == "WAEGAN"
-    assert start.hparams["penalty_weight"].number_value == 0.1
+    assert start.hparams["penalty_weight"].number_value == 0.02
     assert start.hparams["penalty"].string_value == "Adversarial"
     assert start.hparams["prior"].string_value == "Normal"
     experiment = plugin_data_pb2.HParamsPluginData.FromString(

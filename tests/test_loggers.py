@@ -145,7 +145,7 @@ def test_hyperparameters(name, run, monkeypatch):
         found = {key: yaml.safe_load(value) for key, value in mlflow_client(name, folder)[1].data.params.items()}
     else:
         found = yaml.safe_load((folder / RUNS / "version_0" / "hparams.yaml").read_text())
-    assert (found["latent_dim"], found["penalty_weight"]) == (16, 10.0)
+    assert (found["latent_dim"], found["penalty_weight"]) == (16, 1.0)
 
 
 @pytest.mark.parametrize("name", LOGGERS)

@@ -69,7 +69,7 @@ def test_tensorboard_shows_scalars_and_pictures_of_each_epoch(run):
     (about,) = events.Tensors("run/text_summary")
     text = about.tensor_proto.string_val[0].decode()
     assert "--max_epochs=2" in text.splitlines()[1]
-    assert "penalty_weight: 10.0" in text
+    assert "penalty_weight: 1.0" in text
 
 
 def test_a_checkpoint_of_a_run_loads_without_other_arguments(run):
