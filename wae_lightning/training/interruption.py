@@ -92,6 +92,16 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: deque[Future[None]] = deque()
+        self._failed = False
+
+    def _in_order(self, rest: Callable[[], None]) -> None:
+        if self._failed:  # what follows a file that was not written may be the removal of the one it should replace
+            return
+        try:
+            rest()
+        except BaseException:
+            self._failed = True
+            raise
 
     def _finish(self, rest: Callable[[], None]) -> None:
         if distributed.is_available() and distributed.is_initialized():
@@ -99,7 +109,7 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
             return
         self.wait(but=1)
         self._thread = self._thread or ThreadPoolExecutor(1, "checkpoints")
-        self._waiting.append(self._thread.submit(rest))
+        self._waiting.append(self._thread.submit(self._in_order, rest))
 
     def wait(self, but: int = 0) -> None:
         """Waits until all files but so many are written.
@@ -125,6 +135,7 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
             if self._thread is not None:
                 self._thread.shutdown()
                 self._thread = None
+            self._failed = False
 
 
 class LastCheckpoint(Checkpoint):
