@@ -100,6 +100,29 @@ def test_a_checkpoint_that_cannot_be_written_meanwhile_is_told(tmp_path, monkeyp
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.tmp"))
 
 
+def test_what_should_have_been_replaced_stays_and_once_it_is_told_writing_goes_on(tmp_path, monkeypatch):
+    writer, asked = BackgroundCheckpointIO(), threading.Event()
+    writer.save_checkpoint({"a": 1}, tmp_path / "old.ckpt")
+    writer.wait()
+
+    def fail(_):
+        assert asked.wait(10)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fail)
+        writer.save_checkpoint({"a": 2}, tmp_path / "new.ckpt")
+        writer.remove_checkpoint(tmp_path / "old.ckpt")  # before the failure
+        asked.set()
+        with pytest.raises(OSError, match=r"new\.ckpt: the checkpoint cannot be written"):
+            writer.wait()
+    assert [file.name for file in tmp_path.iterdir()] == ["old.ckpt"]
+    writer.save_checkpoint({"a": 3}, tmp_path / "new.ckpt")
+    writer.remove_checkpoint(tmp_path / "old.ckpt")
+    writer.teardown()
+    assert [file.name for file in tmp_path.iterdir()] == ["new.ckpt"]
+
+
 def test_a_checkpoint_is_written_after_so_much_time(tmp_path, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr("wae_lightning.training.interruption.time.monotonic", lambda: float(next(clock)))

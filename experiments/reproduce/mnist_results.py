@@ -108,8 +108,8 @@ def earlier(flags: list[str], *more: str) -> list[str]:
 
 ROWS = (
     {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
-    | {f"{flag[9:]}, no flow": [flag, weight, *NO_FLOW] for flag, weight in LAMBDA_THEN.items()}
-    | {f"{flag[9:]}, earlier lambda": [flag, weight] for flag, weight in LAMBDA_THEN.items()}
+    | {f"{flag.removeprefix('--config=')}, no flow": [flag, then, *NO_FLOW] for flag, then in LAMBDA_THEN.items()}
+    | {f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then] for flag, then in LAMBDA_THEN.items()}
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {
         "mnist_wae_mmd, learned noise": [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from argparse import ArgumentError
-from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,11 @@ from typing import Any
 import yaml
 from torch import nn
 
-import datamodules  # its classes can be named without their module
+import datamodules  # noqa: F401  its classes can be named without their module
 from wae_lightning import WAE, WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE
 from wae_lightning.cli.errors import UsageError, explain_mistake
 from wae_lightning.cli.flags import config_file, walk
-from wae_lightning.cli.links import link
+from wae_lightning.cli.links import class_of, link, parameters
 from wae_lightning.lightning import (
     LightningArgumentParser,
     LightningDataModule,
@@ -87,18 +85,10 @@ def from_config(
         for flag, argument in ((r"--model\.", ""), (r"--data\.", "data."), ("--config ", ""), ("flag", "argument")):
             sentence = re.sub(flag, argument, sentence)
         unknown = re.match(r"unknown argument (\w+)", sentence)
-        if unknown and unknown[1] in arguments_of_data(content):
+        if unknown and unknown[1] in parameters(class_of(content.get("data"))):
             sentence = f'{unknown[0]}; it is one of the data module: data={{"{unknown[1]}": ...}}'
         raise UsageError(f"from_config: {sentence}") from None
     return made.model, made.data
-
-
-def arguments_of_data(content: dict[str, Any]) -> Collection[str]:
-    """The arguments of the data module that a config's content names, if it is one of ours."""
-    given = content.get("data")
-    path = given.get("class_path") if isinstance(given, dict) else None
-    made = getattr(datamodules, str(path).rpartition(".")[2], None)
-    return inspect.signature(made).parameters if isinstance(made, type) else ()
 
 
 def link_typed(config: Any, arguments: list[str]) -> None:

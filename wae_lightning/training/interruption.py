@@ -118,7 +118,13 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
             OSError: If one could not be.
         """
         while len(self._waiting) > but or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
+            try:
+                self._waiting.popleft().result()
+            except BaseException:  # once it is said, a later call is tried anew
+                while self._waiting:
+                    self._waiting.popleft().exception()
+                self._failed = False
+                raise
 
     def remove_checkpoint(self, path: str | Path) -> None:
         self._finish(lambda: super(BackgroundCheckpointIO, self).remove_checkpoint(path))
@@ -135,7 +141,6 @@ class BackgroundCheckpointIO(AtomicCheckpointIO):
             if self._thread is not None:
                 self._thread.shutdown()
                 self._thread = None
-            self._failed = False
 
 
 class LastCheckpoint(Checkpoint):
