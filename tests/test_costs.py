@@ -1,5 +1,6 @@
 """Costs against NumPy, SciPy and the full matrix in float64."""
 
+import math
 import shutil
 import warnings
 from itertools import permutations, product
@@ -110,13 +111,38 @@ def test_the_distance_of_patches_is_that_of_scipy(size):
 
         counts = [(n + 1) // 2 for n in size]
         squares = [min(n, 16) for n in counts]
+        # what fills no square is left out, and the rest stands for it
+        share = math.prod(n / (n // s * s) for n, s in zip(counts, squares, strict=True))
         for i, j, k in product(*(range(n // s) for n, s in zip(counts, squares, strict=True)), range(16)):
             places = list(
                 product(*(range(2 * s * i, 2 * s * (i + 1), 2) for s, i in zip(squares, (i, j), strict=True)))
             )
             sides = [[values(band, *place, k) for place in places] for band in bands]
-            expected[row] += 0.5 * len(places) * wasserstein_distance(*sides) / 16
+            expected[row] += 0.5 * share * len(places) * wasserstein_distance(*sides) / 16
     torch.testing.assert_close(found, 0.1 * expected, rtol=1e-4, atol=0)
+
+
+def test_patches_weigh_the_same_in_pictures_of_any_size():
+    """Of noise, at 62 a quarter of the patches fill squares, at 64 all of them."""
+    x, y = torch.rand(2, 4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    cost = PyramidError(detail=0, levels=1, patches=1)
+    torch.manual_seed(0)
+    found = {}
+    for n in (46, 62, 63, 64):
+        cut = x[..., :n, :n], y[..., :n, :n]
+        found[n] = sum(float((cost(*cut) - AbsoluteError()(*cut)).sum()) / n**2 for _ in range(20))
+    assert found == pytest.approx(dict.fromkeys(found, found[64]), rel=0.15)
+
+
+def test_in_evaluation_mode_the_cost_of_a_picture_is_always_the_same():
+    x, y = torch.rand(2, 5, 3, 32, 32)
+    cost = PyramidError(patches=30)
+    assert not torch.equal(cost(x, y), cost(x, y))
+    cost.eval()
+    whole = cost(x, y)
+    state = torch.get_rng_state()
+    torch.testing.assert_close(torch.cat([cost(x[:2], y[:2]), cost(x[2:], y[2:])]), whole)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_right_patches_cost_less_than_none_wherever_they_lie():

@@ -1,5 +1,6 @@
 """Numbers going wrong: penalties and costs stay finite for every legal input; what does not stay so stops the run."""
 
+import functools
 import math
 import re
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from wae_lightning import WAEGAN, WAEMMD
+from wae_lightning.callbacks import CodePictures, ImagePictures
 from wae_lightning.costs import (
     AbsoluteError,
     BinaryCrossEntropy,
@@ -22,8 +24,8 @@ from wae_lightning.costs import (
     SquaredError,
 )
 from wae_lightning.kernels import RBF, Laplacian
-from wae_lightning.lightning import ModelCheckpoint
-from wae_lightning.networks import Critic
+from wae_lightning.lightning import CSVLogger, ModelCheckpoint
+from wae_lightning.networks import Critic, MixtureFlow
 from wae_lightning.penalties import (
     MMD,
     Adversarial,
@@ -232,6 +234,17 @@ def test_on_the_cpu_it_stops_before_the_weights_are_spoilt(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 3: cost .* first bad module: decoder.3 \(its output\)\. Try"):
         trainer(tmp_path, limit_train_batches=20, log_every_n_steps=5, max_epochs=2).fit(model, images(80))
     assert model.global_step == 2
+
+
+@pytest.mark.parametrize("lr", [1e25, 1e30])
+def test_a_last_step_that_diverges_is_named_by_the_validation_after_it(tmp_path, lr):
+    """Nothing else looks at it: the loss was finite, the weights still are, and pictures of codes are drawn."""
+    optimizer = functools.partial(torch.optim.Adam, lr=lr)
+    model = with_layer("encoder", nn.Linear(2, 2), optimizer=optimizer, flow=MixtureFlow(2, 2))
+    logged = trainer(tmp_path, callbacks=[CodePictures(4), ImagePictures(4)], logger=CSVLogger(tmp_path))
+    with pytest.raises(FloatingPointError, match="validation after step 1: codes are not finite; first bad module"):
+        logged.fit(model, images(4), images())
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_a_bad_batch_is_named(tmp_path):

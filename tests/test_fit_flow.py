@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import random
 import warnings
 
 import numpy as np
@@ -13,9 +14,11 @@ from sklearn.mixture import GaussianMixture
 from torch.utils.data import DataLoader, IterableDataset
 
 from wae_lightning import WAEGAN, WAEMMD
+from wae_lightning.lightning import EMAWeightAveraging
+from wae_lightning.memory import CodeMemory
 from wae_lightning.mixtures import Mixture, fit_mixture
 from wae_lightning.networks import CouplingFlow, Critic, MixtureFlow
-from wae_lightning.training import distance_from_normal
+from wae_lightning.training import FitFlow, LastCheckpoint, distance_from_normal
 
 IMAGES = torch.rand(240, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False,
@@ -179,7 +182,9 @@ def model(cls=WAEMMD, fit_flow=None, flow=None, **arguments):
 
 def fit(model, epochs=3, validated=True, ckpt_path=None, callbacks=(), **flags):
     torch.manual_seed(1)
-    trainer = pl.Trainer(max_epochs=epochs, callbacks=list(callbacks), **QUIET, **flags)
+    checkpoints = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
+    flags = {**QUIET, "enable_checkpointing": checkpoints, **flags}
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=list(callbacks), **flags)
     loaders = [DataLoader(IMAGES[:200], 20, shuffle=True), DataLoader(IMAGES[200:], 20) if validated else None]
     trainer.fit(model, *loaders, ckpt_path=ckpt_path)
     return trainer
@@ -240,10 +245,132 @@ def test_it_is_fitted_to_training_data_as_they_are_and_as_they_were_augmented(cl
     assert stages == [True] * 20  # the trainer goes on as one that trains
 
 
-def test_training_data_that_come_only_once_are_named():
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("cls", [WAEMMD, WAEGAN])
+@pytest.mark.parametrize("form", ["once", "list", "dict"])
+def test_data_that_cannot_be_read_again_leave_the_remembered_codes(form, cls, validated):
+    loader = DataLoader(IMAGES[:200], 20)
+    forms = {"once": lambda: iter(loader), "list": lambda: [loader] * 2, "dict": lambda: {"image": loader, "b": loader}}
+    fitted, trained = model(cls, fit_flow=0), model(cls)
+    for one in (fitted, trained):
+        torch.manual_seed(1)
+        pl.Trainer(max_epochs=1, **QUIET).fit(one, forms[form](), {"a": DataLoader(IMAGES, 20)} if validated else None)
+    codes = trained.encoder(IMAGES[200:])
+    assert fitted.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
+
+
+def test_without_codes_a_flow_is_not_fitted_and_that_is_said():
+    class Own(WAEMMD):
+        def training_step(self, batch, batch_idx):
+            return (self(batch) - batch).square().mean()
+
+    once = model(Own, fit_flow=0)
+    with pytest.warns(UserWarning, match="the flow is not fitted: there are fewer than two finite codes"):
+        pl.Trainer(max_epochs=1, **QUIET).fit(once, iter(IMAGES[:200].split(20)))
+    again, trained = model(Own, fit_flow=0), model(Own)
+    for one in (again, trained):  # nothing is remembered, and all can be read
+        fit(one)
+    codes = trained.encoder(IMAGES[200:])
+    assert again.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
+
+
+@pytest.mark.parametrize("averaging", [
+    lambda: EMAWeightAveraging(decay=0.9),
+    lambda: pl.callbacks.StochasticWeightAveraging(1e-3, swa_epoch_start=1),
+])  # fmt: skip
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_flow_is_fitted_to_the_codes_of_averaged_weights(averaging, norm, tmp_path):
+    models = [model(fit_flow=fit_flow) for fit_flow in (0, None)]
+    for one in models:
+        if norm:
+            one.encoder.append(torch.nn.BatchNorm1d(2))
+        trainer = fit(one, callbacks=[averaging(), LastCheckpoint(folder=tmp_path / str(one.fit_flow))])
+        one.eval()
+    codes = models[1].encoder(IMAGES[200:])
+    torch.testing.assert_close(models[0].encoder(IMAGES[200:]), codes, rtol=0, atol=0)
+    found, trained = (one.flow.log_prob(codes).mean() for one in models)
+    assert found > trained + 0.1
+    if isinstance(trainer.callbacks[0], EMAWeightAveraging):  # the other hands its weights over after the last one
+        saved = torch.load(tmp_path / "0" / "last.ckpt", weights_only=False)["state_dict"]
+        for name, value in models[0].flow.state_dict().items():
+            assert torch.equal(saved[f"flow.{name}"], value)
+
+
+@pytest.mark.parametrize("how", ["early", "time"])
+def test_a_run_that_a_callback_stops_is_fitted_too(how, tmp_path):
+    stops = {
+        "early": lambda: pl.callbacks.EarlyStopping("val/loss", patience=0, min_delta=100),
+        "time": lambda: pl.callbacks.LambdaCallback(  # as Lightning's Timer, which ends an epoch in its middle
+            on_train_batch_end=lambda trainer, *_: setattr(trainer, "should_stop", trainer.global_step >= 15)
+        ),
+    }
+    fitted, trained = model(fit_flow=0), model()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for one, folder in (fitted, tmp_path / "fitted"), (trained, tmp_path / "trained"):
+            trainer = fit(one, epochs=50, callbacks=[stops[how](), LastCheckpoint(folder=folder)])
+            assert trainer.global_step == (20 if how == "early" else 15)
+    codes = trained.encoder(IMAGES[200:])
+    assert fitted.flow.log_prob(codes).mean() > trained.flow.log_prob(codes).mean() + 0.1
+    # what Lightning stops after the last chance to save it is said
+    saved = torch.load(tmp_path / "fitted" / "last.ckpt", weights_only=False)["state_dict"]
+    assert torch.equal(saved["flow.means"], fitted.flow.means) == (how == "time")
+    assert sum("after the last checkpoint was written" in str(w.message) for w in caught) == (how == "early")
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+def test_numbers_that_are_not_finite_are_left_to_the_checks_of_the_run(where):
     one = model(fit_flow=0)
-    with pytest.warns(UserWarning, match="the flow is not fitted: the training data, read once more, are fewer than"):
-        pl.Trainer(max_epochs=1, **QUIET).fit(one, iter(IMAGES[:200].split(20)))
+    bad = IMAGES.clone()
+    bad[-1] = float("nan")
+    good, bad = (DataLoader(images, 40) for images in (IMAGES, bad))
+    loaders = (bad, good) if where == "training" else (good, bad)
+    # what a limit leaves out is not looked at
+    pl.Trainer(max_epochs=1, **QUIET, limit_train_batches=3, limit_val_batches=3).fit(one, *loaders)
+    assert one.flow.log_prob(one.encoder(IMAGES)).isfinite().all()
+    with pytest.raises(FloatingPointError, match=r"the batch itself|training step 6"):
+        pl.Trainer(max_epochs=1, **QUIET).fit(model(fit_flow=0), *loaders)
+
+
+def test_a_run_that_diverges_in_its_last_step_ends_in_a_sentence():
+    one = model(fit_flow=0)
+    one.make_optimizer = functools.partial(torch.optim.SGD, lr=1e38)
+    loader = DataLoader(IMAGES, 120)
+    with pytest.raises(FloatingPointError, match="validation after step 1: codes are not finite; first bad module"):
+        pl.Trainer(max_epochs=1, limit_train_batches=1, **QUIET).fit(one, loader, loader)
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Noise of NumPy's and Python's generators."""
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        return IMAGES[index] * (np.random.rand() + random.random()) / 2
+
+
+def test_reading_the_data_again_changes_nothing_of_what_later_epochs_see():
+    models = [model(fit_flow=fit_flow) for fit_flow in (None, 1)]
+    for one in models:
+        pl.seed_everything(3, verbose=False)
+        order = torch.Generator().manual_seed(0)
+        loaders = DataLoader(Drawn(), 20, shuffle=True, generator=order), DataLoader(IMAGES[200:], 20)
+        pl.Trainer(max_epochs=3, **QUIET).fit(one, *loaders)
+    expected, found = (dict(one.encoder.named_parameters()) for one in models)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_flow_that_is_judged_is_the_fitted_one():
+    """The last epoch has no validation, and that of the epoch before saw the flow as it was."""
+    one = model(flow=MixtureFlow(2, 1), fit_flow=0)
+    with torch.no_grad():
+        one.flow.means.fill_(30.0)
+    loader = DataLoader(IMAGES.repeat(2, 1, 1, 1), 100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pl.Trainer(max_epochs=3, check_val_every_n_epoch=2, **QUIET).fit(one, loader, loader)
+    assert not [w for w in caught if "does not make" in str(w.message)]
 
 
 class Stream(IterableDataset):
@@ -283,6 +410,11 @@ def test_a_run_goes_on_to_the_same_flow(cls, tmp_path):
 def test_bad_arguments(fit_flow, flow, message):
     with pytest.raises(ValueError, match=message):
         model(fit_flow=fit_flow, flow=flow)
+
+
+def test_only_mixtures_are_fitted():
+    with pytest.raises(ValueError, match="only a MixtureFlow can be fitted, got CouplingFlow"):
+        FitFlow(CouplingFlow(2, 2, 4), CodeMemory(10), lambda batch: batch, 0)
 
 
 # ---- whether it fits ------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_steps_equal_those_of_version_0_1():
     for name, expected in recorded.items():
         torch.manual_seed(0)
         if name == "mnist_wae_mmd":  # what the configs had then
-            then = {"noise": GaussianNoise(initial_std=0.3), "penalty_weight": 10.0}
+            then = {"noise": GaussianNoise(initial_std=0.3), "penalty_weight": 10.0, "flow": {"components": 100}}
         else:
             then = {"flow": "CouplingFlow"}
         model, _ = wae_lightning.from_config(name, **then)

@@ -763,6 +763,19 @@ def test_pictures_near_training_pictures_and_their_mirror_images():
     torch.testing.assert_close(picture_results.nearest(moved, training), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_samples_are_compared_with_training_pictures_by_their_patches():
+    """With the first half of them: other real ones, handed in as samples, and those of a model that changes nothing
+    are as far as the floor.
+    """
+    training = torch.rand(80, 3, 16, 16)
+    found = picture_results.patches_among_training(torch.nn.Identity(), training, training[40:])
+    floor = found["patch_distance_among_training_floor"]
+    assert floor > 0
+    assert found == pytest.approx(dict.fromkeys(found, floor), rel=0.3)
+    blurred = picture_results.patches_among_training(lambda x: x / 2, training, training[40:])
+    assert blurred["patch_distance_among_training_reconstructions"] > 3 * floor
+
+
 def test_the_measures_of_pictures(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -773,5 +786,6 @@ def test_the_measures_of_pictures(root, tmp_path, monkeypatch):
     picture_results.main([str(checkpoint), f"--root={root}", *flags])
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["nearest_training_test"] > 0
+    assert found["patch_distance_among_training_floor"] > 0
     assert found["mse"] > 0
     assert (tmp_path / "out.png").is_file()

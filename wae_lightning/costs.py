@@ -112,8 +112,9 @@ class PyramidError(Cost):
     size within squares of 16 x 16 patches, and divided by 16: the two pictures' sliced Wasserstein distance of patches
     there (the idea: E. Heitz et al., "A sliced Wasserstein loss for neural texture synthesis", CVPR 2021, on features
     of a network). It asks for the right patches, not for their places, so what the code does not tell exactly, as hair,
-    is drawn and not left out. Directions, and where the squares begin, are drawn anew each time. Levels below
-    8 pixels have none.
+    is drawn and not left out. Directions, and where the squares begin, are drawn anew each time in training; in
+    evaluation mode they are the same ones always. Patches that do not fill a square are left out, and the others weigh
+    the more. Levels below 8 pixels have none.
 
     Args:
         scale: Factor of the whole cost.
@@ -146,7 +147,7 @@ class PyramidError(Cost):
             (edges, target), (drawn, reconstruction) = _split(target), _split(reconstruction)
             cost = cost + 4**level * self.detail * (edges - drawn).abs().flatten(1).sum(1)
             if self.patches and min(edges.shape[2:]) >= 8:
-                cost = cost + 4**level * self.patches * _distance_of_patches(edges, drawn)
+                cost = cost + 4**level * self.patches * _distance_of_patches(edges, drawn, self.training)
         return cost
 
 
@@ -156,27 +157,24 @@ def _split(images: Tensor) -> tuple[Tensor, Tensor]:
     return images - F.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False), coarse
 
 
-def _random_filters(images: Tensor) -> Tensor:
-    """Directions in the space of the images' patches, of length 1: (PATCH_DIRECTIONS, C, 7, 7)."""
-    # in float32: the same numbers for images in any precision
-    drawn = torch.randn(PATCH_DIRECTIONS, images.shape[1] * 7 * 7, device=images.device)
-    return F.normalize(drawn, dim=1).view(PATCH_DIRECTIONS, -1, 7, 7).to(images)
-
-
-def _distance_of_patches(x: Tensor, y: Tensor) -> Tensor:
+def _distance_of_patches(x: Tensor, y: Tensor, anew: bool) -> Tensor:
     """The sum over patches of :class:`PyramidError`, (B,); images go on at the opposite edge."""
-    begin = [int(torch.randint(n, ())) for n in x.shape[2:]]
-    filters = _random_filters(x)
+    generator = None if anew else torch.Generator(x.device).manual_seed(0)
+    begin = [int(torch.randint(n, ())) if anew else 0 for n in x.shape[2:]]
+    # in float32: the same numbers for images in any precision
+    drawn = torch.randn(PATCH_DIRECTIONS, x.shape[1] * 7 * 7, generator=generator, device=x.device)
+    filters = F.normalize(drawn, dim=1).view(PATCH_DIRECTIONS, -1, 7, 7).to(x)
 
-    def ordered(images: Tensor) -> Tensor:
+    def ordered(images: Tensor) -> tuple[Tensor, float]:
         moved = F.pad(images.roll(begin, (2, 3)), (3, 3, 3, 3), mode="circular")
         projected = F.conv2d(moved, filters, stride=2)
         height, width = (min(n, 16) for n in projected.shape[2:])
-        return projected.unfold(2, height, height).unfold(3, width, width).flatten(4).sort(-1).values
+        squares = projected.unfold(2, height, height).unfold(3, width, width)
+        return squares.flatten(4).sort(-1).values, projected.numel() / squares.numel()
 
     with torch.no_grad():
-        wanted = ordered(x)
-    return (wanted - ordered(y)).abs().flatten(1).sum(1) / PATCH_DIRECTIONS
+        wanted, share = ordered(x)
+    return (wanted - ordered(y)[0]).abs().flatten(1).sum(1) * share / PATCH_DIRECTIONS
 
 
 class BinaryCrossEntropy(Cost):

@@ -156,7 +156,7 @@ class Steps(LightningModule, ABC):
         if codes < 2 and (alone or self.standardize is not None):
             raise ValueError(
                 f"{name if alone else 'standardize_codes'} needs at least 2 codes in a batch, got {codes}: raise the "
-                "batch size, or let the loader drop_last a batch that is too small"
+                "batch size, or let the loader drop_last a batch that is too small; one example alone is too few"
             )
         if self.trainer.world_size > 1 and self.penalty.codes_per_input > 1:
             raise ValueError(f"{name} runs in one process only, the trainer has {self.trainer.world_size}")

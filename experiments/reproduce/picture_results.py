@@ -1,8 +1,8 @@
 """Measures a trained model of pictures: ``python experiments/reproduce/picture_results.py CKPT --out FILE``.
 
 Beside what evaluate.py measures: how near samples and test pictures are to their nearest training pictures (root mean
-squared difference of a pixel), and one PNG with 64 unselected samples beside 32 test pictures, each followed by its
-reconstruction.
+squared difference of a pixel), how far samples are from training pictures by their patches, and one PNG with 64
+unselected samples beside 32 test pictures, each followed by its reconstruction.
 """
 
 from __future__ import annotations
@@ -20,12 +20,31 @@ from torchvision.utils import make_grid, save_image
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.evaluation import evaluate
 from wae_lightning.evaluation.images import read_test_images, read_training_images
+from wae_lightning.metrics import PatchDistance
 
 
 def nearest(pictures: Tensor, training: Tensor) -> Tensor:
     """Root mean squared difference of a pixel from the nearest training picture or its mirror image, (n,)."""
     both = torch.cat([training, training.flip(3)]).flatten(1)
     return torch.cdist(pictures.flatten(1), both).min(1).values / pictures[0].numel() ** 0.5
+
+
+def patches_among_training(model: Any, training: Tensor, samples: Tensor) -> dict[str, float]:
+    """Patch distances of samples, of reconstructions and of real pictures from other training pictures.
+
+    Where test pictures are of another kind, these tell how well samples are drawn from what the model has seen. No
+    picture is compared with its own reconstruction, and all sets are of one size.
+    """
+    n = min(len(training) // 2, len(samples))
+    real, others = training[:n], training[n : 2 * n]
+    sets = {"samples": samples[:n], "reconstructions": torch.cat([model(x) for x in others.split(100)])}
+    distance, found = PatchDistance(reset_real=False), {}
+    distance.update(real, real=True)
+    for name, pictures in (sets | {"floor": others}).items():
+        distance.reset()
+        distance.update(pictures, real=False)
+        found[f"patch_distance_among_training_{name}"] = float(distance.compute()["mean"])
+    return found
 
 
 @torch.no_grad()
@@ -49,6 +68,7 @@ def main(given: list[str] | None = None) -> None:
     samples = model.sample(min(500, arguments.num_samples), torch.Generator().manual_seed(1))
     for name, pictures in (("samples", samples), ("test", test[:500])):
         found[f"nearest_training_{name}"] = float(nearest(pictures, training).median())
+    found |= patches_among_training(model, training, samples)
     trained = json.loads((arguments.checkpoint.parents[1] / "metrics.json").read_text())
     about = {"commit": commit(), "hardware": hardware(), "command": arguments.command}
     write_json(arguments.out, about | trained | found)

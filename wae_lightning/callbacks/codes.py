@@ -30,10 +30,10 @@ def most_deviating_directions(z: Tensor, z_prior: Tensor) -> Tensor:
         Orthonormal columns, (d, 2).
     """
     center = z_prior.mean(0)
-    z, z_prior = z - center, z_prior - center
+    given, z, z_prior = z, (z - center).double(), (z_prior - center).double()  # squares of codes that training lost
     values, vectors = torch.linalg.eigh(z.T @ z / len(z) - z_prior.T @ z_prior / len(z_prior))
     largest = values.abs().argsort(descending=True)[:2]
-    return torch.index_select(vectors, 1, largest)
+    return torch.index_select(vectors, 1, largest).to(given)
 
 
 @functools.lru_cache(maxsize=4)
@@ -95,10 +95,13 @@ class CodePictures(Pictures):
         return found
 
     def pictures(self, model: Any, examples: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Draws the codes that were kept over as many draws from the prior as there may be codes."""
+        """Draws the finite codes that were kept over as many draws from the prior as there may be codes."""
         z_prior = model.prior.sample(self.count, torch.Generator().manual_seed(0)).float()
-        labels = examples.get("labels")
-        return {"codes": self.draw(examples["codes"].cpu(), z_prior, None if labels is None else labels.cpu())}
+        codes, labels = examples["codes"], examples.get("labels")
+        finite = codes.isfinite().all(1)
+        if not finite.any():
+            return {}
+        return {"codes": self.draw(codes[finite].cpu(), z_prior, None if labels is None else labels[finite].cpu())}
 
     def draw(self, z: Tensor, z_prior: Tensor, labels: Tensor | None = None) -> Tensor:
         """Draws codes over draws from the prior.

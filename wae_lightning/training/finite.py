@@ -24,8 +24,9 @@ class StopAtBadNumbers(Callback):
 
     On the CPU each loss is looked at before its backward pass. On other devices that would make the host wait in each
     step, so losses are looked at together, every ``log_every_n_steps`` steps and before a checkpoint. Under a gradient
-    scaler, which leaves out the steps that overflow, only an interval in which all of them did is an error. A
-    checkpoint of weights that are not finite is not written.
+    scaler, which leaves out the steps that overflow, only an interval in which all of them did is an error. The last
+    step shows in the validation after it, whose ``codes`` must be finite. A checkpoint of weights that are not finite
+    is not written.
 
     Args:
         run: Runs the model on a batch as training does, to find the module where it begins; None: not searched for.
@@ -35,6 +36,7 @@ class StopAtBadNumbers(Callback):
         self.run = run
         self._losses: list[tuple[int, Tensor]] = []
         self._batch: Any = None
+        self._finite: list[Tensor] = []  # of codes of validation batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = []
@@ -54,6 +56,26 @@ class StopAtBadNumbers(Callback):
         if trainer.is_last_batch:
             self._check(trainer, pl_module)
         self._batch = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finite = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        codes = outputs.get("codes") if isinstance(outputs, dict) else None
+        if isinstance(codes, Tensor) and trainer.state.fn == "fit" and not _scales(trainer):
+            self._finite.append(codes.isfinite().all())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        bad = bool(self._finite) and not bool(torch.stack(self._finite).all())
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            found = first_bad_weights(pl_module) or "none, its weights are finite, if large"
+            raise FloatingPointError(
+                f"validation after step {trainer.global_step}: codes are not finite; first bad module: "
+                f"{found}{_kept(trainer)}. {ADVICE}"
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit" and not _scales(trainer):

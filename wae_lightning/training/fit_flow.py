@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from wae_lightning.drawing import evaluation_mode
-from wae_lightning.lightning import Callback, LightningModule, Trainer, rank_zero_warn
+from wae_lightning.lightning import Callback, LightningModule, Trainer, WeightAveraging, isolate_rng, rank_zero_warn
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import Flow, MixtureFlow
 
@@ -47,18 +47,56 @@ def as_in_validation(trainer: Trainer) -> Iterator[None]:
         trainer.training = True
 
 
+@contextmanager
+def averaged_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]:
+    """Has the model hold averaged weights, as in validation, if a callback keeps some."""
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    averaging = [callback for callback in callbacks if isinstance(callback, WeightAveraging)]
+    for callback in averaging:
+        callback.on_validation_epoch_start(trainer, model)
+    try:
+        yield
+    finally:
+        for callback in averaging:
+            callback.on_validation_epoch_end(trainer, model)
+
+
+@contextmanager
+def isolated(loader: Any) -> Iterator[None]:
+    """Leaves no trace in random number generators: the global ones, and the one that a loader draws its order from."""
+    generator: Any = getattr(loader, "generator", None)
+    before = None if generator is None else generator.get_state()
+    with isolate_rng():
+        yield
+    if before is not None:
+        generator.set_state(before)
+
+
+def _first(loaders: Any) -> Any:
+    """The first of loaders, which may be in lists and dictionaries."""
+    while isinstance(loaders, Mapping | Sequence):
+        loaders = next(iter(loaders.values() if isinstance(loaders, Mapping) else loaders), None)
+    return loaders
+
+
+def _sums_of(model: LightningModule) -> Tensor:
+    return torch.stack([parameter.detach().sum().float() for parameter in model.parameters()])
+
+
 class FitFlow(Callback):
     """Fits a ``MixtureFlow`` to codes of training data by expectation maximisation; warns of a flow that does not fit.
 
     Gradient steps find a mixture in tens of dimensions slowly; expectation maximisation takes seconds.
-    It runs after every so many epochs, before their validation, and after the last one. One mixture is fitted to codes
-    of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in evaluation mode
-    and as the data module gives them in validation, without augmentation; then one to the codes remembered from the
-    latest steps, of augmented data, which of few examples tell more. Of the trained and the fitted mixtures the one
-    with the best mean log-density on codes of the validation set stays, and is trained on. (Without a validation set,
-    on every tenth of the codes, and none is fitted to the remembered ones, which are of these examples, too. Nor is one
-    of labels, for which they would be few.) With several processes the first one fits, to its own codes. A run that is
-    stopped early keeps what the last fit, and training after it, made.
+    It runs after every so many epochs, before their validation, and after the last one, with averaged weights to the
+    codes of these; if the last one was not known to be the last (early stopping), at the end of training. One mixture
+    is fitted to codes of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in
+    evaluation mode and as the data module gives them in validation, without augmentation; then one to the codes
+    remembered from the latest steps, of augmented data, which of few examples tell more. Of the trained and the fitted
+    mixtures the one with the best mean log-density on codes of the (first) validation set stays, and is trained on.
+    (Without a validation set, on every tenth of the codes, and none is fitted to the remembered ones, which are of
+    these examples, too. Nor is one of labels, for which they would be few.) Where there are several training loaders,
+    or data that can be read only once, the remembered codes serve alone. With several processes the first one fits, to
+    its own codes.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -70,6 +108,9 @@ class FitFlow(Callback):
         codes: Maps a batch on the device to codes as the flow gets them, (n, d), conditions beside them, (n, d + p).
         every_n_epochs: After how many epochs it is fitted; 0: after the last one only; None: never.
         scale: The standard deviation of the prior, which codes z have.
+
+    Raises:
+        ValueError: If another flow is to be fitted.
     """
 
     def __init__(
@@ -80,6 +121,8 @@ class FitFlow(Callback):
         every_n_epochs: int | None = None,
         scale: float = 1.0,
     ) -> None:
+        if every_n_epochs is not None and not isinstance(flow, MixtureFlow):
+            raise ValueError(f"only a MixtureFlow can be fitted, got {type(flow).__name__}")
         self.flow = flow
         self.memory = memory
         self.codes = codes
@@ -87,52 +130,95 @@ class FitFlow(Callback):
         self.scale = scale
         self._columns = flow.dim + flow.condition_features
         self._seen: list[Tensor] = []
+        self._fitted: Tensor | None = None  # what the weights were when the flow was fitted last, in short
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fitted = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every_n_epochs is None or not isinstance(self.flow, MixtureFlow):
+        if self.every_n_epochs is None:
             return
         epochs = trainer.current_epoch + 1
         last = epochs == trainer.max_epochs or bool(self.every_n_epochs and epochs % self.every_n_epochs == 0)
         if (trainer.is_last_batch and last) or trainer.global_step == trainer.max_steps:
-            self._fit(trainer, pl_module, self.flow)
+            self._fit(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.should_stop and self._is_due(trainer, pl_module):
+            self._fit(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning's early stopping speaks up after all other callbacks, its stochastic weight averaging only now
+        if self._is_due(trainer, pl_module):
+            self._fit(trainer, pl_module)
+            if trainer.checkpoint_callbacks:
+                rank_zero_warn(
+                    "the flow was fitted at the end of training, after the last checkpoint was written: its flow is "
+                    "the one that was trained. Save the model once more, or fit it in each epoch (fit_flow 1)"
+                )
+        self._judge()
+
+    def _is_due(self, trainer: Trainer, model: LightningModule) -> bool:
+        """Whether weights changed since the flow was fitted."""
+        if self.every_n_epochs is None:
+            return False
+        with averaged_weights(trainer, model):
+            return self._fitted is None or not torch.equal(_sums_of(model), self._fitted)
 
     @torch.no_grad()
-    def _fit(self, trainer: Trainer, model: LightningModule, flow: MixtureFlow) -> None:
-        most = max(MOST_CODES, CODES_OF_A_LABEL * flow.condition_features)
-        codes, validation = self._encoded(trainer, model, trainer.train_dataloader, most), None
+    def _fit(self, trainer: Trainer, model: LightningModule) -> None:
+        with averaged_weights(trainer, model):
+            self._fit_to_codes(trainer, model)
+            self._fitted = _sums_of(model)
+            fitted = [parameter.clone() for parameter in self.flow.parameters()]
+        for parameter, value in zip(self.flow.parameters(), fitted, strict=True):
+            parameter.copy_(value)
+
+    def _fit_to_codes(self, trainer: Trainer, model: LightningModule) -> None:
+        flow: Any = self.flow
+        remembered = self.memory.all()[:, : self._columns] if len(self.memory) else torch.empty(0, self._columns)
+        loader, validation = trainer.train_dataloader, None
+        codes = remembered
+        if not isinstance(loader, Mapping | Sequence):
+            most = max(MOST_CODES, CODES_OF_A_LABEL * flow.condition_features)
+            codes = self._encoded(trainer, model, loader, most)
+        if len(codes) < 2:  # they came only once
+            codes = remembered
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
-            loaders: Any = trainer.val_dataloaders
-            loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
-            validation = self._encoded(trainer, model, loader, max(SEEN_CODES, 1000 * flow.condition_features))
+            most = max(SEEN_CODES, 1000 * flow.condition_features)
+            validation = self._encoded(trainer, model, _first(trainer.val_dataloaders), most)
         fitted_to = [codes]
         if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
             fitted_to, validation = [codes[~held_out]], codes[held_out]
-        elif not flow.condition_features:
-            fitted_to.append(self.memory.all()[:, : self._columns])
+        elif not flow.condition_features and codes is not remembered and len(remembered):
+            fitted_to.append(remembered)
         if len(fitted_to[0]) < 2 or not len(validation):
-            rank_zero_warn("the flow is not fitted: the training data, read once more, are fewer than two")
+            rank_zero_warn("the flow is not fitted: there are fewer than two finite codes for it, or none to judge")
         elif trainer.is_global_zero:
             for some in fitted_to:
                 flow.fit(some, validation)
         for parameter in flow.parameters():
             parameter.copy_(trainer.strategy.broadcast(parameter.detach()))
+        if self._seen:  # they are of the flow that was
+            given = (validation[:, flow.dim :],) if flow.condition_features else ()
+            self._seen = [self.scale * flow(validation[:, : flow.dim], *given)[0]]
 
     def _encoded(self, trainer: Trainer, model: LightningModule, loader: Any, most: int) -> Tensor:
-        """Codes of a set, at most about so many; no trace is left in the random number generators."""
+        """Finite codes of a set, at most about so many; no trace is left in the random number generators."""
         found = [torch.empty(0, self._columns, device=model.device)]
-        on_gpu = [model.device] if model.device.type == "cuda" else []
         with (
-            torch.random.fork_rng(devices=on_gpu),
+            isolated(loader),
             evaluation_mode(model),
             as_in_validation(trainer),
             trainer.precision_plugin.forward_context(),
         ):
             for batch in [] if loader is None else loader:  # streams have no length to ask for
-                found.append(self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns])
+                codes = self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns]
+                found.append(codes[codes.isfinite().all(1)])  # of others the run's own checks tell
                 if sum(map(len, found)) >= most:
                     break
         return torch.cat(found)
@@ -153,9 +239,6 @@ class FitFlow(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._judge()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._judge()
 
     def _judge(self) -> None:
         z = torch.cat(self._seen) / self.scale if self._seen else torch.empty(0, self.flow.dim)
