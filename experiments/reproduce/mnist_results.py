@@ -33,6 +33,7 @@ ORIGINAL = [
 EIGHT = ["--model.latent_dim=8", "--model.encoder.latent_dim=16", "--model.decoder.latent_dim=8"]
 EIGHT_DETERMINISTIC = ["--model.latent_dim=8", "--model.encoder.latent_dim=8", "--model.decoder.latent_dim=8"]
 NO_FLOW = ["--model.flow=null"]
+TWICE_AS_WIDE = ["--model.encoder.width=0.25", "--model.decoder.width=0.25"]
 # the paper's networks have no fully connected layers next to the code
 NO_HIDDEN = ["--model.encoder.hidden=[]", "--model.decoder.hidden=[]"]
 # what keeps the critic from winning, one change at a time
@@ -57,6 +58,7 @@ LAMBDA_THEN = {
     "--config=mnist_wae_mmd": "--model.penalty_weight=10",
     "--config=mnist_wae_gan": "--model.penalty_weight=0.1",
 }
+GAUSSIANS_THEN = ["--model.flow.components=100"]
 A_TENTH_TO_VALIDATE = ["--data.val_fraction=0.1"]
 LEARNED_NOISE = ["--model.noise=GaussianNoise", "--model.noise.initial_std=0.3"]
 BATCHES_OF_100 = [
@@ -103,18 +105,24 @@ def earlier(flags: list[str], *more: str) -> list[str]:
     """The flags of a row with those that make its config what it was."""
     noise = LEARNED_NOISE if flags[0].startswith("--config=mnist_wae") else []
     weight = [LAMBDA_THEN[flags[0]]] if flags[0] in LAMBDA_THEN else []
-    return [flags[0], *noise, *weight, *more, *flags[1:]]
+    flow = GAUSSIANS_THEN if weight and not {*NO_FLOW} & {*flags} else []
+    return [flags[0], *noise, *weight, *flow, *more, *flags[1:]]
 
 
 ROWS = (
     {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
     | {f"{flag.removeprefix('--config=')}, no flow": [flag, then, *NO_FLOW] for flag, then in LAMBDA_THEN.items()}
-    | {f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then] for flag, then in LAMBDA_THEN.items()}
+    | {
+        f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then, *GAUSSIANS_THEN]
+        for flag, then in LAMBDA_THEN.items()
+    }
+    | {"mnist_wae_mmd, twice as wide": ["--config=mnist_wae_mmd", *TWICE_AS_WIDE]}
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {
         "mnist_wae_mmd, learned noise": [
             "--config=mnist_wae_mmd",
             LAMBDA_THEN["--config=mnist_wae_mmd"],
+            *GAUSSIANS_THEN,
             *LEARNED_NOISE,
         ]
     }

@@ -71,6 +71,8 @@ PENALTIES = {
     },
 }
 LONGER = {
+    "`mnist_wae_mmd`": ("mnist_wae_mmd, 9 epochs", "mnist_wae_mmd, 155 epochs"),
+    "`mnist_wae_gan`": ("mnist_wae_gan, 8 epochs", "mnist_wae_gan, 135 epochs"),
     "WAE-MMD": ("WAE-MMD, 2 epochs", "WAE-MMD, batches of 200, 9 epochs", "WAE-MMD, 120 epochs"),
     "WAE-GAN": ("WAE-GAN, 2 epochs", "WAE-GAN, batches of 200, 8 epochs", "WAE-GAN, 110 epochs"),
     "VAE": ("VAE, 2 epochs", "VAE, batches of 200, 9 epochs", "VAE, 27 epochs"),
@@ -269,6 +271,14 @@ def emoji() -> str:
                      number(row["fit_cpu_seconds"], 0)])  # fmt: skip
     header = ["model", "MSE", "SSIM", "sharpness: reconstructions", "samples", "patches: reconstructions", "samples"]
     return markdown([*header, "nearest training picture: samples", "test pictures", "CPU s"], rows)
+
+
+def emoji_among_training() -> str:
+    """Patch distances of equally many pictures from other training pictures."""
+    row = load("emoji_wae_mmd")
+    names = {"samples": "samples", "reconstructed training pictures": "reconstructions", "training pictures": "floor"}
+    cells = [number(row.get(f"patch_distance_among_training_{name}"), 0, 1000) for name in names.values()]
+    return markdown(list(names), [cells])
 
 
 FLOWS = {
@@ -510,6 +520,7 @@ TABLES = {
     "yardsticks": yardsticks, "sweep": sweep,
     "digits": lambda: digits(DIGITS), "penalties": lambda: digits(PENALTIES), "longer": longer,
     "pythae": pythae, "match": match, "stability": stability, "order": order, "emoji": emoji,
+    "emoji among training": emoji_among_training,
     "flows": lambda: flows("digits", ["patches ×10³"]), "flows of emoji": lambda: flows("emoji"),
     "flows of clouds": lambda: flows("clouds"), "traversals": traversals, "evenness": evenness,
     "completions of the lower half": lambda: completions("top"),
