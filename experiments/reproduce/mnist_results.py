@@ -33,7 +33,6 @@ ORIGINAL = [
 EIGHT = ["--model.latent_dim=8", "--model.encoder.latent_dim=16", "--model.decoder.latent_dim=8"]
 EIGHT_DETERMINISTIC = ["--model.latent_dim=8", "--model.encoder.latent_dim=8", "--model.decoder.latent_dim=8"]
 NO_FLOW = ["--model.flow=null"]
-TWICE_AS_WIDE = ["--model.encoder.width=0.25", "--model.decoder.width=0.25"]
 # the paper's networks have no fully connected layers next to the code
 NO_HIDDEN = ["--model.encoder.hidden=[]", "--model.decoder.hidden=[]"]
 # what keeps the critic from winning, one change at a time
@@ -116,7 +115,6 @@ ROWS = (
         f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then, *GAUSSIANS_THEN]
         for flag, then in LAMBDA_THEN.items()
     }
-    | {"mnist_wae_mmd, twice as wide": ["--config=mnist_wae_mmd", *TWICE_AS_WIDE]}
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {
         "mnist_wae_mmd, learned noise": [
