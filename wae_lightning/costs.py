@@ -157,13 +157,18 @@ def _split(images: Tensor) -> tuple[Tensor, Tensor]:
     return images - F.interpolate(coarse, size=images.shape[2:], mode="bilinear", align_corners=False), coarse
 
 
+def _random_filters(images: Tensor, anew: bool) -> Tensor:
+    """Directions in the space of the images' patches, of length 1: (PATCH_DIRECTIONS, C, 7, 7)."""
+    generator, device = (None, images.device) if anew else (torch.Generator().manual_seed(0), torch.device("cpu"))
+    # in float32: the same numbers for images in any precision
+    drawn = torch.randn(PATCH_DIRECTIONS, images.shape[1] * 7 * 7, generator=generator, device=device)
+    return F.normalize(drawn, dim=1).view(PATCH_DIRECTIONS, -1, 7, 7).to(images)
+
+
 def _distance_of_patches(x: Tensor, y: Tensor, anew: bool) -> Tensor:
     """The sum over patches of :class:`PyramidError`, (B,); images go on at the opposite edge."""
-    generator = None if anew else torch.Generator(x.device).manual_seed(0)
     begin = [int(torch.randint(n, ())) if anew else 0 for n in x.shape[2:]]
-    # in float32: the same numbers for images in any precision
-    drawn = torch.randn(PATCH_DIRECTIONS, x.shape[1] * 7 * 7, generator=generator, device=x.device)
-    filters = F.normalize(drawn, dim=1).view(PATCH_DIRECTIONS, -1, 7, 7).to(x)
+    filters = _random_filters(x, anew)
 
     def ordered(images: Tensor) -> tuple[Tensor, float]:
         moved = F.pad(images.roll(begin, (2, 3)), (3, 3, 3, 3), mode="circular")

@@ -776,8 +776,8 @@ _FAULTS = {
             "callbacks::test_the_directions_are_those_of_the_largest_deviation",
         ),
         (
-            "z, z_prior = z - center, z_prior - center",
-            "z, z_prior = z - z.mean(0), z_prior - center",
+            "(z - center).double(), (z_prior - center).double()",
+            "(z - z.mean(0)).double(), (z_prior - center).double()",
             "callbacks::test_a_shift_of_the_codes_is_a_deviation",
         ),
         (
