@@ -104,7 +104,7 @@ def earlier(flags: list[str], *more: str) -> list[str]:
     """The flags of a row with those that make its config what it was."""
     noise = LEARNED_NOISE if flags[0].startswith("--config=mnist_wae") else []
     weight = [LAMBDA_THEN[flags[0]]] if flags[0] in LAMBDA_THEN else []
-    flow = GAUSSIANS_THEN if weight and not {*NO_FLOW} & {*flags} else []
+    flow = GAUSSIANS_THEN if weight and NO_FLOW[0] not in flags else []
     return [flags[0], *noise, *weight, *flow, *more, *flags[1:]]
 
 

@@ -80,7 +80,7 @@ def _first(loaders: Any) -> Any:
 
 
 def _sums_of(model: LightningModule) -> Tensor:
-    return torch.stack([parameter.detach().sum().float() for parameter in model.parameters()])
+    return torch.stack([parameter.detach().sum(dtype=torch.float32) for parameter in model.parameters()])
 
 
 class FitFlow(Callback):
