@@ -7,6 +7,7 @@ each part; the last lines are the table. ``--device cpu --quick`` shows that the
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from reproduce.records import EXPERIMENTS, write_json
+from reproduce.records import EXPERIMENTS, commit, write_json
 
 MARK = "RESULT "
 VALUE_ERROR, GRADIENT_ERROR = 1e-3, 1e-2
@@ -202,51 +203,73 @@ def is_operator(event: Any) -> bool:
     return event is not None and event.name.startswith("aten::")
 
 
+FIRST, LAST = 3, 7
+"""The steps of an epoch that are watched: from the first up to, but not with, the last."""
+
+
 def waits(device: str, config: str, *flags: str) -> dict[str, Any]:
-    """Calls in a training step that wait for the device, as PyTorch notes them, and kernels or operators in a step."""
+    """Calls in a training step that wait for the device, as PyTorch notes them."""
     import torch
 
     from wae_lightning.lightning import Callback
 
-    first, last, seen = 3, 7, []
+    seen: list[warnings.WarningMessage] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == FIRST:
+                self.caught = warnings.catch_warnings(record=True)
+                self.found = self.caught.__enter__()
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+            elif batch_idx == LAST:
+                torch.cuda.set_sync_debug_mode("default")
+                self.caught.__exit__(None, None, None)
+                seen.extend(self.found)
+
+    watching = (Watch(),) if device == "cuda" else ()
+    _fit(device, config, "--max_epochs=1", f"--limit_train_batches={LAST + 1}", *flags, callbacks=watching)
+    counts: dict[str, float] = {}
+    for warning in (warning for warning in seen if "synchroniz" in str(warning.message)):
+        place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
+        counts[place] = counts.get(place, 0) + 1 / (LAST - FIRST)
+    return {"waits per step": counts} | ({"FAILED": "a training step waits for the device"} if counts else {})
+
+
+def profile(device: str, config: str, *flags: str) -> dict[str, Any]:
+    """Operators and kernels in a training step, and which kernels take the time."""
+    import torch
+
+    from wae_lightning.lightning import Callback
+
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * (device == "cuda")
     profiler = torch.profiler.profile(activities=activities)
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx == first and device == "cuda":
-                self.caught = warnings.catch_warnings(record=True)
-                seen.append(self.caught.__enter__())
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
-            elif batch_idx == last:
-                if device == "cuda":
-                    torch.cuda.set_sync_debug_mode("default")
-                    self.caught.__exit__(None, None, None)
-                    torch.cuda.synchronize()
+            if batch_idx in (FIRST, LAST) and device == "cuda":
+                torch.cuda.synchronize()
+            if batch_idx == FIRST:
                 profiler.start()
-            elif batch_idx == 2 * last - first:
-                if device == "cuda":
-                    torch.cuda.synchronize()
+            elif batch_idx == LAST:
                 profiler.stop()
 
-    steps = last - first
-    _fit(device, config, "--max_epochs=1", f"--limit_train_batches={2 * last}", *flags, callbacks=(Watch(),))
-    counts: dict[str, float] = {}
-    for warning in (w for caught in seen for w in caught if "synchroniz" in str(w.message)):
-        place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
-        counts[place] = counts.get(place, 0) + 1 / steps
+    steps = LAST - FIRST
+    _fit(device, config, "--max_epochs=1", f"--limit_train_batches={LAST + 1}", *flags, callbacks=(Watch(),))
     events = profiler.events()
-    on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    row = {
-        "waits per step": counts,
+    on_gpu: dict[str, list[float]] = {}
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            on_gpu.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e3 / steps)
+    longest = sorted(on_gpu, key=lambda name: -sum(on_gpu[name]))[:12]
+    return {
         # those that others call in turn are not counted
         "operators per step": sum(is_operator(event) and not is_operator(event.cpu_parent) for event in events) / steps,
-        "kernels per step": len(on_gpu) / steps,
-        "GPU ms per step": sum(event.time_range.elapsed_us() for event in on_gpu) / 1e3 / steps,
+        "kernels per step": sum(map(len, on_gpu.values())) / steps,
+        "GPU ms per step": sum(map(sum, on_gpu.values())),
+        "longest, ms per step": {name[:90]: sum(on_gpu[name]) for name in longest},
     }
-    return row | ({"FAILED": "a training step waits for the device"} if counts else {})
 
 
 def speed(device: str, config: str, *flags: str) -> dict[str, Any]:
@@ -278,12 +301,12 @@ def benchmark(device: str, section: str, *flags: str) -> dict[str, Any]:
     return dict(json.loads(out.read_text())[section])
 
 
-PARTS = {part.__name__: part for part in (machine, parts, waits, speed, benchmark)}
+PARTS = {part.__name__: part for part in (machine, parts, waits, profile, speed, benchmark)}
 
 # ---- runs of the programs --------------------------------------------------------------------------------------------
 
 
-def make_celeba(folder: Path, count: int = 400) -> None:
+def make_celeba(folder: Path, count: int = 1200) -> None:
     """Noise in CelebA's layout: for loaders and networks it is as good as faces."""
     import numpy as np
     from PIL import Image
@@ -354,23 +377,34 @@ def runs_of(device: str, quick: bool, faces: Path) -> dict[str, list[list[str]]]
     return runs
 
 
-def speeds_of(quick: bool, faces: Path) -> list[tuple[str, ...]]:
-    """Parts that measure, the most telling first."""
-    if quick:
-        return [("waits", "mnist_wae_mmd")]
+def waits_of(faces: Path) -> list[tuple[str, ...]]:
+    """The models whose training step must not wait."""
     celeba = (f"--data.root={faces}", f"--data.cache_dir={faces}/waits", "--data.batch_size=16")
+    configs = ("mnist_wae_mmd", "mnist_wae_gan", "mnist_conditional", "modelnet40_pointnet")
+    return [*(("waits", config) for config in configs), ("waits", "celeba_wae_gan_paper", *celeba)]
+
+
+def speeds_of(quick: bool, faces: Path) -> list[tuple[str, ...]]:
+    """Parts that measure, one after another, the most telling first."""
+    if quick:
+        return [("profile", "mnist_wae_mmd")]
+    celeba = (f"--data.root={faces}", f"--data.cache_dir={faces}/profile")
+    bf16 = "--precision=bf16-mixed"
     return [
         ("benchmark", "precision", "--minutes=2"),
-        ("waits", "mnist_wae_mmd"), ("waits", "mnist_wae_gan"), ("waits", "mnist_conditional"),
-        ("waits", "modelnet40_pointnet"), ("waits", "celeba_wae_gan_paper", *celeba),
-        ("speed", "mnist_wae_mmd"), ("speed", "mnist_wae_mmd", "--data.on_device=false"),
+        ("profile", "celeba_wae_gan_paper", *celeba, bf16), ("profile", "mnist_wae_mmd"),
+        ("speed", "mnist_wae_mmd"), ("speed", "mnist_wae_mmd_paper", bf16), ("speed", "modelnet40_pointnet_paper"),
+        ("speed", "mnist_wae_gan"), ("speed", "mnist_conditional"),
+        ("speed", "mnist_wae_mmd", "--data.on_device=false"),
         ("benchmark", "chamfer"), ("benchmark", "mmd"), ("benchmark", "sampling"),
-        ("speed", "modelnet40_pointnet_paper"), ("speed", "mnist_wae_gan"), ("speed", "mnist_conditional"),
-        ("speed", "mnist_wae_mmd_paper", "--precision=bf16-mixed"),
     ]  # fmt: skip
 
 
 # ---- the driver, which imports nothing that may fail -----------------------------------------------------------------
+
+
+def title_of(name: str, *arguments: str) -> str:
+    return " ".join([name, *(argument for argument in arguments if "/" not in argument)])
 
 
 class Check:
@@ -381,13 +415,16 @@ class Check:
         self.start = time.monotonic()
         self.folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
         self.rows: dict[str, dict[str, Any]] = {}
+        if known.only and known.out.exists():
+            self.rows = json.loads(known.out.read_text())["parts"]
 
     def left(self) -> float:
         return float(self.known.budget) - (time.monotonic() - self.start)
 
     def keep(self, title: str, row: dict[str, Any]) -> None:
         self.rows[title] = row
-        write_json(self.known.out, {"device": self.known.device, "quick": self.known.quick, "parts": self.rows})
+        what = {"device": self.known.device, "quick": self.known.quick, "commit": commit()}
+        write_json(self.known.out, {**what, "parts": self.rows})
         print(f"{self.known.budget - self.left():6.0f} s  {title}: {row.get('FAILED', 'ok')}", flush=True)
 
     def command(self, arguments: list[str], folder: Path, limit: float) -> tuple[int | str, list[str]]:
@@ -410,17 +447,14 @@ class Check:
                 status = "time was up"
         return status, [line for line in output.splitlines() if line.strip()]
 
-    def part(self, name: str, *arguments: str) -> None:
-        title = " ".join([name, *(a for a in arguments if "/" not in a)])
-        if not re.search(self.known.only, title):
-            return
+    def part(self, name: str, *arguments: str) -> dict[str, Any]:
         own = [f"--part={name}", f"--device={self.known.device}", *(f"--argument={a}" for a in arguments)]
-        status, lines = self.command(["gpu_check.py", *own], self.folder / re.sub(r"\W+", "_", title), 130)
+        folder = self.folder / re.sub(r"\W+", "_", title_of(name, *arguments))
+        status, lines = self.command(["gpu_check.py", *own], folder, 130)
         found = [line for line in lines if line.startswith(MARK)]
         if found:
-            self.keep(title, json.loads(found[-1].removeprefix(MARK)))
-        else:
-            self.keep(title, {"FAILED": f"{status}: {lines[-1][:300] if lines else 'no output'}"})
+            return dict(json.loads(found[-1].removeprefix(MARK)))
+        return {"FAILED": f"{status}: {lines[-1][:300] if lines else 'no output'}"}
 
     def run(self, title: str, commands: list[list[str]]) -> dict[str, Any]:
         folder, start = self.folder / re.sub(r"\W+", "_", title), time.monotonic()
@@ -442,11 +476,14 @@ class Check:
         known, faces = self.known, self.folder / "faces"
         if not known.quick:
             make_celeba(faces)
-            self.part("machine")
-        self.part("parts")
-        wanted = {t: c for t, c in runs_of(known.device, known.quick, faces).items() if re.search(known.only, t)}
+            if re.search(known.only, "machine"):
+                self.keep("machine", self.part("machine"))
+        commands = runs_of(known.device, known.quick, faces)
+        checks = [("parts",), *([] if known.quick else waits_of(faces))]
+        tasks = {title_of(*check): functools.partial(self.part, *check) for check in checks}
+        tasks |= {title: functools.partial(self.run, title, of_one) for title, of_one in commands.items()}
         with ThreadPoolExecutor(known.jobs) as pool:
-            waiting = {pool.submit(self.run, title, commands): title for title, commands in wanted.items()}
+            waiting = {pool.submit(task): title for title, task in tasks.items() if re.search(known.only, title)}
             for done in as_completed(waiting):
                 if done.cancelled():
                     self.keep(waiting[done], {"FAILED": "left out: the other half of the time is for speed"})
@@ -456,7 +493,8 @@ class Check:
                     for other in waiting:
                         other.cancel()
         for arguments in speeds_of(known.quick, faces):
-            self.part(*arguments)
+            if re.search(known.only, title_of(*arguments)):
+                self.keep(title_of(*arguments), self.part(*arguments))
         failed = {title: row["FAILED"] for title, row in self.rows.items() if "FAILED" in row}
         print("-" * 80)
         for title, row in self.rows.items():
@@ -472,7 +510,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="JSON file to write (gpu_check.json)")
     parser.add_argument("--budget", type=float, default=540, help="seconds in all (540)")
     parser.add_argument("--jobs", type=int, default=8, help="runs at the same time while correctness is checked (8)")
-    parser.add_argument("--only", default="", help="regular expression: only rows with such a title")
+    parser.add_argument("--only", default="", help="regular expression: only these rows; the file keeps its others")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--argument", action="append", default=[], help=argparse.SUPPRESS)
     known = parser.parse_args()

@@ -47,8 +47,11 @@ def commit() -> str | None:
 
 
 def hardware() -> str:
-    """The processor; trainings run on one thread."""
+    """The processor, of which trainings use one thread, and the GPU if there is one."""
+    import torch
+
     models = (
         re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if platform.system() == "Linux" else []
     )
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, one thread"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, one thread{gpu}"
