@@ -230,21 +230,33 @@ def waits(device: str, config: str, *flags: str) -> dict[str, Any]:
     watching = (Watch(),) if device == "cuda" else ()
     _fit(device, config, "--max_epochs=1", f"--limit_train_batches={LAST + 1}", *flags, callbacks=watching)
     counts: dict[str, float] = {}
-    for warning in (warning for warning in seen if "synchroniz" in str(warning.message)):
+    for warning in (warning for warning in seen if "called a synchronizing" in str(warning.message)):
         place = f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
         counts[place] = counts.get(place, 0) + 1 / (LAST - FIRST)
     return {"waits per step": counts} | ({"FAILED": "a training step waits for the device"} if counts else {})
 
 
+KINDS = {
+    "batch norm": "batch_?norm|bn_|welford",
+    "another order in memory": "converttensor|nchwto|nhwcto|transpose",
+    "convolutions and matrix products": "gemm|gemv|conv|fprop|dgrad|wgrad|cutlass|xmma",
+    "optimizer": "multi_tensor|adam",
+    "copies": "memcpy|memset",
+    "by element, sums, others": "",
+}
+"""Kinds of kernels, by what is in their names; the first that fits."""
+
+
 def profile(device: str, config: str, *flags: str) -> dict[str, Any]:
-    """Operators and kernels in a training step, and which kernels take the time."""
+    """Operators and kernels in a training step, and which of them take the time."""
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from wae_lightning.lightning import Callback
 
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] * (device == "cuda")
-    profiler = torch.profiler.profile(activities=activities)
+    profiler, counter = torch.profiler.profile(activities=activities), FlopCounterMode(display=False)
 
     class Watch(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -254,21 +266,34 @@ def profile(device: str, config: str, *flags: str) -> dict[str, Any]:
                 profiler.start()
             elif batch_idx == LAST:
                 profiler.stop()
+                counter.__enter__()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == LAST:
+                counter.__exit__(None, None, None)
 
     steps = LAST - FIRST
     _fit(device, config, "--max_epochs=1", f"--limit_train_batches={LAST + 1}", *flags, callbacks=(Watch(),))
     events = profiler.events()
-    on_gpu: dict[str, list[float]] = {}
+    kernels, of_kinds, of_names = 0.0, dict.fromkeys(KINDS, 0.0), dict[str, float]()
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            on_gpu.setdefault(event.name, []).append(event.time_range.elapsed_us() / 1e3 / steps)
-    longest = sorted(on_gpu, key=lambda name: -sum(on_gpu[name]))[:12]
-    return {
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            ms = event.time_range.elapsed_us() / 1e3 / steps
+            kernels += 1 / steps
+            of_kinds[next(kind for kind, names in KINDS.items() if re.search(names, event.name.lower()))] += ms
+            of_names[event.name[:150]] = of_names.get(event.name[:150], 0.0) + ms
+    products = of_kinds["convolutions and matrix products"]
+    row = {
         # those that others call in turn are not counted
         "operators per step": sum(is_operator(event) and not is_operator(event.cpu_parent) for event in events) / steps,
-        "kernels per step": sum(map(len, on_gpu.values())) / steps,
-        "GPU ms per step": sum(map(sum, on_gpu.values())),
-        "longest, ms per step": {name[:90]: sum(on_gpu[name]) for name in longest},
+        "TFLOP per step": counter.get_total_flops() / 1e12,
+    }
+    return row | {
+        "kernels per step": kernels,
+        "GPU ms per step": sum(of_kinds.values()),
+        "TFLOP/s of its products": row["TFLOP per step"] / products * 1e3 if products else 0.0,
+        "ms of kinds": of_kinds,
+        "ms of the longest": {name: of_names[name] for name in sorted(of_names, key=lambda name: -of_names[name])[:15]},
     }
 
 
@@ -292,13 +317,15 @@ def speed(device: str, config: str, *flags: str) -> dict[str, Any]:
     return row | ({"peak GB": torch.cuda.max_memory_allocated() / 1e9} if device == "cuda" else {})
 
 
-def benchmark(device: str, section: str, *flags: str) -> dict[str, Any]:
-    """A section of benchmark.py: against a bare loop, matrix products, other forms of MMD and Chamfer."""
+def benchmark(device: str, *flags: str) -> dict[str, Any]:
+    """Sections of benchmark.py: against a bare loop, matrix products, other forms of MMD and Chamfer."""
     from benchmark import main
 
-    out = Path(f"{section}.json").resolve()
-    main([f"--sections={section}", f"--device={device}", f"--out={out}", *flags])
-    return dict(json.loads(out.read_text())[section])
+    sections, out = [flag for flag in flags if not flag.startswith("--")], Path("benchmark.json").resolve()
+    options = [flag for flag in flags if flag.startswith("--")]
+    main([f"--device={device}", f"--out={out}", *options, "--sections", *sections])
+    found = json.loads(out.read_text())
+    return {section: found[section] for section in sections}
 
 
 PARTS = {part.__name__: part for part in (machine, parts, waits, profile, speed, benchmark)}
@@ -307,7 +334,7 @@ PARTS = {part.__name__: part for part in (machine, parts, waits, profile, speed,
 
 
 def make_celeba(folder: Path, count: int = 1200) -> None:
-    """Noise in CelebA's layout: for loaders and networks it is as good as faces."""
+    """Noise in CelebA's layout, and ``digit.png``: for loaders and networks it is as good as faces and digits."""
     import numpy as np
     from PIL import Image
 
@@ -315,6 +342,7 @@ def make_celeba(folder: Path, count: int = 1200) -> None:
     pictures.mkdir(parents=True)
     names = [f"{i + 1:06d}.jpg" for i in range(count)]
     draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / "digit.png")
     for name in names:
         Image.fromarray(draw.integers(0, 256, (27, 22, 3), dtype=np.uint8)).resize((178, 218)).save(pictures / name)
     header = f"{count}\n{' '.join(f'a{i}' for i in range(40))}\n"
@@ -344,8 +372,9 @@ def runs_of(device: str, quick: bool, faces: Path) -> dict[str, list[list[str]]]
     small = ["mnist_wae_mmd", "mnist_wae_gan", "mnist_conditional", "modelnet40_pointnet"]
     runs = {}
     for config in small[: 1 if quick else None]:
-        what = f"--what={'completion' if config == 'mnist_conditional' else 'samples'}"
-        drawn = ["generate.py", f"runs/{config}/version_0", what, "--num_samples=4", "--out=s.png", accelerator]
+        conditional = config == "mnist_conditional"
+        what = ["--what=completion", f"--inputs={faces}/digit.png"] if conditional else ["--what=samples"]
+        drawn = ["generate.py", f"runs/{config}/version_0", *what, "--num_samples=4", "--out=s.png", accelerator]
         runs[f"{config}, generate"] = [train(config), drawn]
     if quick:
         return runs
@@ -396,7 +425,7 @@ def speeds_of(quick: bool, faces: Path) -> list[tuple[str, ...]]:
         ("speed", "mnist_wae_mmd"), ("speed", "mnist_wae_mmd_paper", bf16), ("speed", "modelnet40_pointnet_paper"),
         ("speed", "mnist_wae_gan"), ("speed", "mnist_conditional"),
         ("speed", "mnist_wae_mmd", "--data.on_device=false"),
-        ("benchmark", "chamfer"), ("benchmark", "mmd"), ("benchmark", "sampling"),
+        ("benchmark", "chamfer", "mmd", "sampling"),
     ]  # fmt: skip
 
 

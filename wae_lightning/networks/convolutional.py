@@ -52,7 +52,10 @@ class _SameConvTranspose2d(nn.ConvTranspose2d):
         traced = is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if self.out_channels > 1 or x.device.type != "cpu" or traced:
             y: Tensor = super().forward(x)
-            return y if self.exact else y[:, :, : self.size[0], : self.size[1]]
+            if self.exact:
+                return y
+            # not a view: on CUDA, batch norm in bfloat16 is fast only where channels lie together without gaps
+            return y[:, :, : self.size[0], : self.size[1]].contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", enabled=False):
             x = x.to(self.weight.dtype)
             y = _ToOneChannel.apply(x, self.weight, self.stride, self.uncut, self.cut, self.size)

@@ -155,7 +155,7 @@ class PointNetEncoder(nn.Module, Part):
         PointNet adds 0.001 times this to the loss.
         """
         if self.feature_transforms is None:
-            return torch.zeros(())
+            return next(self.parameters()).new_zeros(())
         a = in_full_precision(self.feature_transforms)
         with full_float32(a.device):
             excess = a @ a.transpose(1, 2) - torch.eye(a.shape[1], device=a.device, dtype=a.dtype)
