@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.graphs import graphs
 from benchmarks.loaders import cache, loaders
 from benchmarks.parts import chamfer, mmd_forms, sampling, startup
 from benchmarks.training import precision, training
@@ -39,8 +40,9 @@ SECTIONS: dict[str, Callable[[Options], dict[str, Any]]] = {
     "sampling": sampling,
     "startup": startup,
     "precision": precision,
+    "graphs": graphs,
 }
-ON_A_GPU = ("precision",)
+ON_A_GPU = ("precision", "graphs")
 
 
 def machine(options: Options) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def show(name: str, section: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="(all; precision only on a GPU)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="(all; precision and graphs only on a GPU)")
     parser.add_argument("--data.root", dest="root", help="folder that holds MNIST/raw; without it: the bundled digits")
     parser.add_argument("--celeba_root", help="folder that holds celeba/, for the loaders")
     parser.add_argument("--modelnet40_root", help="folder of ModelNet40, for the loaders")

@@ -247,6 +247,10 @@ KINDS = {
 """Kinds of kernels, by what is in their names; the first that fits."""
 
 
+def kind_of(kernel: str) -> str:
+    return next(kind for kind, names in KINDS.items() if re.search(names, kernel.lower()))
+
+
 def profile(device: str, config: str, *flags: str) -> dict[str, Any]:
     """Operators and kernels in a training step, and which of them take the time."""
     import torch
@@ -280,7 +284,7 @@ def profile(device: str, config: str, *flags: str) -> dict[str, Any]:
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             ms = event.time_range.elapsed_us() / 1e3 / steps
             kernels += 1 / steps
-            of_kinds[next(kind for kind, names in KINDS.items() if re.search(names, event.name.lower()))] += ms
+            of_kinds[kind_of(event.name)] += ms
             of_names[event.name[:150]] = of_names.get(event.name[:150], 0.0) + ms
     products = of_kinds["convolutions and matrix products"]
     row = {
@@ -425,7 +429,7 @@ def speeds_of(quick: bool, faces: Path) -> list[tuple[str, ...]]:
         ("speed", "mnist_wae_mmd"), ("speed", "mnist_wae_mmd_paper", bf16), ("speed", "modelnet40_pointnet_paper"),
         ("speed", "mnist_wae_gan"), ("speed", "mnist_conditional"),
         ("speed", "mnist_wae_mmd", "--data.on_device=false"),
-        ("benchmark", "chamfer", "mmd", "sampling"),
+        ("benchmark", "chamfer", "mmd", "sampling"), ("benchmark", "graphs"),
     ]  # fmt: skip
 
 
@@ -442,6 +446,7 @@ class Check:
     def __init__(self, known: argparse.Namespace) -> None:
         self.known = known
         self.start = time.monotonic()
+        self.commit = commit()
         self.folder = Path(tempfile.mkdtemp(prefix="gpu_check_"))
         self.rows: dict[str, dict[str, Any]] = {}
         if known.only and known.out.exists():
@@ -451,8 +456,8 @@ class Check:
         return float(self.known.budget) - (time.monotonic() - self.start)
 
     def keep(self, title: str, row: dict[str, Any]) -> None:
-        self.rows[title] = row
-        what = {"device": self.known.device, "quick": self.known.quick, "commit": commit()}
+        self.rows[title] = row | {"commit": self.commit}  # rows of other commits may stand beside it
+        what = {"device": self.known.device, "quick": self.known.quick}
         write_json(self.known.out, {**what, "parts": self.rows})
         print(f"{self.known.budget - self.left():6.0f} s  {title}: {row.get('FAILED', 'ok')}", flush=True)
 

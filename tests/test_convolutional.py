@@ -186,6 +186,17 @@ def test_weights_lie_in_memory_with_the_channels_last():
                 assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("kernel_size", [4, 5])
+def test_what_layers_put_out_lies_so_too_and_without_gaps(kernel_size):
+    decoder, found = ConvDecoder(8, (3, 32, 32), kernel_size=kernel_size), []
+    for layer in decoder.modules():
+        if isinstance(layer, _SameConvTranspose2d):
+            layer.register_forward_hook(lambda layer, x, y: found.append(y))
+    decoder(torch.rand(2, 8))
+    assert len(found) == 3
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in found)
+
+
 def test_initial_weights_have_the_standard_deviation_asked_for():
     network = ConvEncoder(width=0.5, init_std=0.01)
     weight = network.convolutions[3][0].weight

@@ -43,9 +43,24 @@ def test_what_fails_is_a_row_and_what_takes_too_long_is_ended(tmp_path):
     assert len(failed) == 2
     assert "train.py, 2: train.py: error: --config nothing" in failed[0]
     assert "invalid choice: 'no_such_part'" in failed[1]
+    known.only = "machine"  # rows that are run again stand beside those of the file
+    assert gpu_check.Check(known).rows.keys() == {"a run", "no such part"}
     assert check.command(["train.py"], tmp_path / "slow", 0.5) == ("time was up", [])
     known.budget = 0
     assert check.run("late", [["train.py"]]) == {"FAILED": "train.py, left out: no time was left"}
+
+
+def test_kernels_are_told_apart_by_their_names():
+    kind = {
+        "void cudnn::batchnorm_fwtr_nhwc_semiPersist<float>": "batch norm",
+        "void at::native::batch_norm_backward_reduce_channels_last_kernel<4>": "batch norm",
+        "sm90_xmma_dgrad_implicit_gemm_indexed_bf16bf16_bf16f32": "convolutions and matrix products",
+        "void cudnn::engines_precompiled::convertTensor_kernel<float>": "another order in memory",
+        "void at::native::multi_tensor_apply_kernel<FusedOptimizer>": "optimizer",
+        "Memcpy DtoD (Device -> Device)": "copies",
+        "void at::native::vectorized_elementwise_kernel<4>": "by element, sums, others",
+    }
+    assert {name: gpu_check.kind_of(name) for name in kind} == kind
 
 
 def test_every_config_of_ours_is_among_the_runs():

@@ -47,11 +47,12 @@ MODELS = {
     ),
     "pointnet": lambda: PointNetWAE(PointNetEncoder(4, feature_transform=True), num_points=128, latent_dim=4),
     "coupled": lambda: PointNetWAE(num_points=64, latent_dim=4, coupling=0.5, coupling_weight=1.0),
+    "clouds with a flow": lambda: PointNetWAE(num_points=64, latent_dim=4, flow=MixtureFlow(4, 5), fit_flow=0),
 }
 
 
 def data_of(name, **arguments):
-    if name in ("pointnet", "coupled"):
+    if name in ("pointnet", "coupled", "clouds with a flow"):
         return ModelNet40DataModule(
             num_points=64, batch_size=16, source="shapes", classes=["chair", "lamp"], **arguments
         )
@@ -150,6 +151,8 @@ def test_a_wait_in_a_step_is_seen(tmp_path):
         assert {what for what, _ in record.of("step")} == {"item", "list as index", "to"}
         with pytest.raises(RuntimeError, match="on the same device"):
             torch.ones(2, device=CUDA) + torch.ones(2)
+        with pytest.raises(RuntimeError, match="on the same device"):
+            torch.stack([torch.ones((), device=CUDA), torch.ones(())])
         with pytest.raises(RuntimeError, match="a generator on cuda:0"):
             torch.rand(2, device=CUDA, generator=torch.Generator())
         with pytest.raises(TypeError, match="to numpy"):

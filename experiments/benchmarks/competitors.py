@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.turns import stopwatch
@@ -21,7 +21,7 @@ from wae_lightning import WAE
 from wae_lightning.lightning import Callback, LightningModule, TensorBoardLogger, Trainer
 from wae_lightning.penalties.adversarial import Adversarial
 
-__all__ = ["WARM_UP", "StepTimer", "Steps", "bare_loop", "plain_lightning"]
+__all__ = ["WARM_UP", "StepTimer", "Steps", "bare_loop", "bare_step", "plain_lightning"]
 
 Steps = Callable[[int], float | None]
 """Trains so many steps; returns the seconds per step if it timed them itself."""
@@ -112,6 +112,34 @@ def bare_loop(model: WAE, images: Tensor, batch_size: int, bf16: bool = False, c
                 scheduler.step()
 
     return steps
+
+
+def bare_step(
+    model: WAE, x: Tensor, bf16: bool, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+) -> Callable[[], None]:
+    """A training step of a WAE-MMD on one batch, without schedule and without a call that a CUDA graph cannot hold."""
+    encoder, decoder = encoder or model.encoder, decoder or model.decoder
+    past = torch.randn(len(x), model.latent_dim, device=x.device)
+    optimizer = torch.optim.Adam(
+        [*encoder.parameters(), *decoder.parameters(), *(model.flow.parameters() if model.flow is not None else ())],
+        fused=True, capturable=x.device.type == "cuda",
+    )  # fmt: skip
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            z = model.noise(encoder(model.noise.on_input(x)))
+            z = z if model.standardize is None else model.standardize(z)
+            reconstruction = decoder(z)
+        z = z.float()
+        penalty = model.penalty(z, model.prior.sample(len(z), device=z.device))
+        cost = model.cost(x, reconstruction.float()).mean()
+        loss = cost + model.penalty_weight * penalty + _flow_loss(model, z, past)
+        past.copy_(z.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 class PlainModule(LightningModule):

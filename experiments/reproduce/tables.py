@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / name for name in ("README.md", "RESULTS.md", "docs/robustness.md", "docs/choosing.md")]
+PAGES = [ROOT / name for name in ("README.md", "RESULTS.md", "docs/robustness.md", "docs/choosing.md", "docs/gpu.md")]
 NOTHING = "–"
 
 
@@ -514,6 +514,48 @@ def anomalies() -> str:
     return markdown(["digit left out", *keys.values()], rows)
 
 
+def gpu_checks() -> str:
+    rows: dict[str, Any] = load("gpu_check")["parts"]
+    parts = [row for row in rows["parts"]["rows"].values() if "left out" not in row]
+    waits = [row for title, row in rows.items() if title.startswith("waits")]
+    runs = {title: row for title, row in rows.items() if "seconds" in row or title.startswith(("mnist", "modelnet"))}
+    papers = [row for title, row in runs.items() if title.endswith("_paper")]
+    others = [row for title, row in runs.items() if not title.endswith("_paper")]
+    groups = {
+        "parts and gradients against float64, with and without TF32": parts,
+        "training steps of a model, in which nothing may wait for the GPU": waits,
+        "runs of the four models": others,
+        "`_paper` configs": papers,
+    }
+    passed = [
+        [name, str(len(of_one)), str(sum("FAILED" not in row for row in of_one))] for name, of_one in groups.items()
+    ]
+    return markdown(["what", "rows", "passed"], passed)
+
+
+def gpu_kernels() -> str:
+    kinds = ("convolutions and matrix products", "batch norm", "optimizer", "another order in memory", "copies")
+    table = []
+    for title, row in load("gpu_check")["parts"].items():
+        if title.startswith("profile"):
+            _, config, *flags = title.split()
+            name = config + (", bf16" if "--precision=bf16-mixed" in flags else "")
+            cells = [number(row[key], 0) for key in ("operators per step", "kernels per step")]
+            times = [row["GPU ms per step"], *(row["ms of kinds"][kind] for kind in kinds)]
+            rest = row["ms of kinds"]["by element, sums, others"]
+            shown = [number(time, 1) for time in (*times[:4], sum(times[4:]) + rest)]
+            table.append([name, *cells, *shown, number(row["TFLOP/s of its products"], 0)])
+    header = ["step of", "operators", "kernels", "GPU ms", "products", "batch norm", "optimizer", "the rest", "TFLOP/s"]
+    return markdown(header, table)
+
+
+def gpu_steps() -> str:
+    keys = ("ms", "networks as graphs, ms", "one graph, ms")
+    steps = load("gpu_check")["parts"]["benchmark graphs"]["graphs"]
+    rows = [[name, *(number(row[key], 1) for key in keys)] for name, row in steps.items()]
+    return markdown(["step of", "as it is", "networks as CUDA graphs", "all of it as one"], rows)
+
+
 TABLES = {
     "readme": lambda: compared(README, ["precision, recall", "rec., twin"]).replace(" ± ", "±"),
     "compared": lambda: compared(COMPARED),
@@ -534,7 +576,8 @@ TABLES = {
     "clouds": lambda: clouds(RECONSTRUCTION),
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
     "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
-    "hostile": hostile, "anomalies": anomalies,
+    "hostile": hostile, "anomalies": anomalies, "gpu checks": gpu_checks, "gpu kernels": gpu_kernels,
+    "gpu steps": gpu_steps,
 }  # fmt: skip
 
 
