@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from wae_lightning.neighbors import check_point_sets, nearest_neighbors
 from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
+from wae_lightning.sorting import in_order
 
 __all__ = [
     "AbsoluteError",
@@ -175,7 +176,7 @@ def _distance_of_patches(x: Tensor, y: Tensor, anew: bool) -> Tensor:
         projected = F.conv2d(moved, filters, stride=2)
         height, width = (min(n, 16) for n in projected.shape[2:])
         squares = projected.unfold(2, height, height).unfold(3, width, width)
-        return squares.flatten(4).sort(-1).values, projected.numel() / squares.numel()
+        return in_order(squares.flatten(4)), projected.numel() / squares.numel()
 
     with torch.no_grad():
         wanted, share = ordered(x)

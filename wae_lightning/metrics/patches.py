@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from wae_lightning.precision import full_float32, in_full_precision
+from wae_lightning.sorting import in_order
 
 __all__ = ["PatchDistance", "laplacian_pyramid", "sliced_wasserstein"]
 
@@ -63,8 +64,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, directions: Tensor) -> Tensor:
     """
     with full_float32(x.device):
         gaps = [
-            ((x @ part).sort(0).values - (y @ part).sort(0).values).abs().mean(0)
-            for part in torch.split(directions, 32, dim=1)
+            (in_order(x @ part, 0) - in_order(y @ part, 0)).abs().mean(0) for part in torch.split(directions, 32, dim=1)
         ]
     return torch.cat(gaps).mean()
 

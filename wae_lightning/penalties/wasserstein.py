@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from wae_lightning.kernels import squared_distances
 from wae_lightning.penalties.penalty import Penalty
 from wae_lightning.precision import full_float32, in_full_precision
+from wae_lightning.sorting import in_order
 
 __all__ = ["ExactWasserstein", "MaxSlicedWasserstein", "Sinkhorn", "SlicedWasserstein"]
 
@@ -31,7 +32,7 @@ def _in_one_dimension(z: Tensor, z_prior: Tensor, directions: Tensor) -> Tensor:
     """Squared 2-Wasserstein distances of projections onto unit columns (d, L): shape (L,)."""
     if len(z) != len(z_prior):
         raise ValueError(f"sliced distances need as many codes as draws, got {len(z)} and {len(z_prior)}")
-    ordered, ordered_prior = ((x @ directions).sort(dim=0).values for x in (z, z_prior))
+    ordered, ordered_prior = (in_order(x @ directions, 0) for x in (z, z_prior))
     return (ordered - ordered_prior).square().mean(0)
 
 
