@@ -44,7 +44,11 @@ PASSED = {
     "register_post_accumulate_grad_hook", "__repr__", "__format__",
 }  # fmt: skip
 TENSOR_VALUED = {"grad", "T", "mT", "H", "data", "real", "imag"}
-JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack", "block_diag"}
+# operations by element take single numbers from the host, these do not
+NOT_BY_ELEMENT = {
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack", "block_diag",
+    "index_select", "gather", "take", "take_along_dim", "embedding",
+}  # fmt: skip
 MIXED = {"copy_", "set_", "_has_compatible_shallow_copy_type"}
 
 
@@ -202,8 +206,7 @@ def _computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def _check_one_device(name: str, args: Any, tensors: list[Tensor]) -> None:
-    # operations by element take single numbers from the host, what joins tensors does not
-    strangers = [x for x in tensors if not isinstance(x, Pretended) and (x.dim() > 0 or name in JOINS)]
+    strangers = [x for x in tensors if not isinstance(x, Pretended) and (x.dim() > 0 or name in NOT_BY_ELEMENT)]
     if name in ("__getitem__", "__setitem__", "index_put_"):
         index = tree_flatten(args[1])[0]
         there = isinstance(args[0], Pretended)
