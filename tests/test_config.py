@@ -27,6 +27,7 @@ from wae_lightning.cli.flags import CONFIGS, complete_flags, config_file
 from wae_lightning.costs import AbsoluteError
 from wae_lightning.networks import WhitenedPCA
 from wae_lightning.priors import Sphere
+from wae_lightning.work import check_work, codes_at_once
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 PICTURES = [name for name in NAMES if not name.startswith(("mnist", "modelnet40"))]
@@ -103,6 +104,13 @@ def changed(name, **images):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_trains_as_it_is(name):
     run_once(*from_config(name, data=changed(name), **small(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_paper") and "mmd" not in name])
+def test_models_of_the_papers_size_are_no_strangers_to_those_who_load_them(name):
+    model, _ = from_config(name)
+    check_work(model)
+    assert codes_at_once(model, 100) >= 32
 
 
 @pytest.mark.parametrize("name", OTHERS)

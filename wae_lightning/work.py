@@ -59,8 +59,10 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 def _try(model: Any, bounded: bool) -> tuple[_Outputs, int]:
     outputs, counter = _Outputs(bounded), FlopCounterMode(display=False)
-    with torch.no_grad(), torch.device("meta"), counter, outputs:
-        result = _on_meta(model).eval().try_out()  # type: ignore[operator]
+    with torch.no_grad(), torch.device("meta"):
+        copied: Any = _on_meta(model).eval()
+        with counter, outputs:
+            result = copied.try_out()
     if bounded and result.nbytes > _LARGEST_RESULT:
         raise _TooMuchError(f"puts out {result.nbytes} bytes")
     work = counter.get_total_flops() + outputs.pooled
