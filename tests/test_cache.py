@@ -190,7 +190,7 @@ def kill_build(path: Path, sources: Slow, rows: int) -> Path:
 def test_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Also with worker processes, which outlive the killed one for a second."""
     monkeypatch.setattr("datamodules.cache._SAVED_EVERY", 0.0)
-    path, sources = tmp_path / "caches" / "cache.h5", Slow(tmp_path / "notes", count, 0.002, broken=(1, count - 1))
+    path, sources = tmp_path / "caches" / "cache.h5", Slow(tmp_path / "notes", count, 0.005, broken=(1, count - 1))
     left = kill_build(path, sources, count // 2)
     time.sleep(1.5 if count > 256 else 0)
     assert count // 2 <= len(sources.noted()) < count
