@@ -116,6 +116,10 @@ ROWS = (
         f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then, *GAUSSIANS_THEN]
         for flag, then in LAMBDA_THEN.items()
     }
+    | {
+        f"mnist_wae_mmd, lambda {weight}": ["--config=mnist_wae_mmd", f"--model.penalty_weight={weight}"]
+        for weight in ("0.1", "0.02")
+    }
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {
         "mnist_wae_mmd, learned noise": [

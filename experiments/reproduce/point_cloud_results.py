@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from figures import draw_clouds
+from records import write_json
 
 from datamodules import ModelNet40DataModule
 from wae_lightning import PointNetWAE
@@ -144,7 +145,7 @@ def measure(arguments: argparse.Namespace) -> None:
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     rows.update(new)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(arguments.out, rows)
     for name, row in new.items():
         print(name)
         show(row)
