@@ -31,7 +31,8 @@ def _work(script, arguments, folder, environment, printed):
         os.dup2(os.open(f"{printed}/{file}", os.O_WRONLY | os.O_CREAT), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    libraries = (path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))
+    # an environment may lie within the checkout
+    libraries = (p for p in sys.path if "site-packages" in p or not Path(p or ".").is_relative_to(ROOT))
     sys.path[:] = [str(Path(script).parent), *given, *libraries]
     sys.argv = [script, *arguments]
     try:
