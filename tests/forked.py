@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mutate import PROCESSES, ROOT
+from mutate import PROCESSES, ROOT, libraries
 
 TRAIN = ROOT / "experiments" / "train.py"
 
@@ -31,9 +31,7 @@ def _work(script, arguments, folder, environment, printed):
         os.dup2(os.open(f"{printed}/{file}", os.O_WRONLY | os.O_CREAT), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     given = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    # an environment may lie within the checkout
-    libraries = (p for p in sys.path if "site-packages" in p or not Path(p or ".").is_relative_to(ROOT))
-    sys.path[:] = [str(Path(script).parent), *given, *libraries]
+    sys.path[:] = [str(Path(script).parent), *given, *libraries()]
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")

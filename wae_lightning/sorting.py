@@ -25,7 +25,7 @@ def _(values: Tensor, dim: int) -> Tensor:
 def in_order(values: Tensor, dim: int = -1) -> Tensor:
     """Values in ascending order along a dimension, with gradient.
 
-    On the CPU by NumPy, whose sort takes a tenth of the time of PyTorch's where the processor has AVX-512.
+    On the CPU by NumPy, whose sort takes about a tenth of the time of PyTorch's where the processor has AVX-512.
     """
     if values.device.type != "cpu":
         return values.sort(dim).values

@@ -97,7 +97,6 @@ WITH_BATCHES_OF_100 = (
     }
     | {f"WAE-GAN stability: {name}": ["--config=mnist_wae_gan", *flags] for name, flags in STABILITY.items()}
 )  # fmt: skip
-ON_A_GPU = ("wae_mmd_paper", "wae_gan_paper")
 OF_TODAY = ("ae", "vae", "wae_mmd", "wae_gan", "wae_mmd_plain", "wae_gan_plain")
 
 
@@ -110,7 +109,7 @@ def earlier(flags: list[str], *more: str) -> list[str]:
 
 
 ROWS = (
-    {f"mnist_{name}": [f"--config=mnist_{name}"] for name in (*OF_TODAY, *ON_A_GPU)}
+    {f"mnist_{name}": [f"--config=mnist_{name}"] for name in OF_TODAY}
     | {f"{flag.removeprefix('--config=')}, no flow": [flag, then, *NO_FLOW] for flag, then in LAMBDA_THEN.items()}
     | {
         f"{flag.removeprefix('--config=')}, earlier lambda": [flag, then, *GAUSSIANS_THEN]

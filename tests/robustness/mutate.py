@@ -38,6 +38,11 @@ PROCESSES.set_forkserver_preload(
 )  # fmt: skip
 
 
+def libraries() -> list[str]:
+    """Where Python finds what is not of this checkout; an environment may lie within it."""
+    return [path for path in sys.path if "site-packages" in path or not Path(path or ".").is_relative_to(ROOT)]
+
+
 class NotApplicable(Exception):
     """A fault that cannot be put in, or tests that say nothing."""
 
@@ -96,7 +101,7 @@ def _run_pytest(tests: list[str], root: Path, printed: Path) -> None:
         os.dup2(file.fileno(), stream)
     os.chdir(root)
     os.environ["PYTHONPATH"] = str(root)
-    sys.path[:] = [str(root), *(path for path in sys.path if not Path(path or ".").is_relative_to(ROOT))]
+    sys.path[:] = [str(root), *libraries()]
     for name in ("faults", "mutate"):
         sys.modules.pop(name, None)
     sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(root), *tests])))
