@@ -80,6 +80,7 @@ class ModelNet40DataModule(BatchDataModule):
         on_error: ``raise`` stops at the first of the single files that cannot be read; ``skip`` leaves such files out
             and reports how many and which.
         on_device: Whether all clouds lie on the trainer's device, as in :class:`~datamodules.base.BatchDataModule`.
+        flip: Mirror each training cloud along each of the two level axes, with probability 1/2 each.
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
@@ -114,6 +115,7 @@ class ModelNet40DataModule(BatchDataModule):
         cache_dir: str | Path | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         on_device: bool | None = None,
+        flip: bool = False,
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
         if num_points < 1:
@@ -141,6 +143,7 @@ class ModelNet40DataModule(BatchDataModule):
         self.rotate = rotate
         self.scale = scale
         self.stretch = stretch
+        self.flip = flip
         self.jitter = jitter
         self.shift = shift
         self.val_fraction = val_fraction
@@ -216,7 +219,8 @@ class ModelNet40DataModule(BatchDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         points, *rest = batch
         if self.trainer is not None and self.trainer.training:
-            points = augment(points, self.up_axis, self.rotate, self.scale, self.stretch, self.jitter, self.shift)
+            amounts = self.scale, self.stretch, self.jitter, self.shift
+            points = augment(points, self.up_axis, self.rotate, *amounts, self.flip)
         return (points, *rest)
 
     def plot(self, batch: Any, count: int = 8) -> Figure:
@@ -380,9 +384,14 @@ def augment(
     stretch: tuple[float, float],
     jitter: float,
     shift: float,
+    flip: bool = False,
 ) -> Tensor:
-    """Turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself, on its device; see the class."""
+    """Mirrors, turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself; see the class."""
     count, device = len(points), points.device
+    if flip:
+        signs = 2.0 * torch.randint(2, (count, 1, 3), device=device) - 1
+        signs[:, :, 1 if up_axis == "y" else 2] = 1
+        points = points * signs
     if rotate:
         angle = 2 * math.pi * torch.rand(count, device=device)
         cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)

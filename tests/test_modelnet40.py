@@ -3,6 +3,7 @@
 import pickle
 from hashlib import md5
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -335,6 +336,30 @@ def test_rotation_keeps_height_and_shape(axis: str, place: int) -> None:
     second = out[:, 1, others].cdouble() @ torch.tensor([1, 1j], dtype=torch.cdouble)
     first = points[:, 1, others].cdouble() @ torch.tensor([1, 1j], dtype=torch.cdouble)
     torch.testing.assert_close((second / first).angle(), angles, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("axis", "level"), [("y", [0, 2]), ("z", [0, 1])])
+def test_clouds_are_mirrored_along_both_level_axes(axis: str, level: list[int]) -> None:
+    points = torch.randn(500, 10, 3)
+    signs = augment(points, axis, False, (1, 1), (1, 1), 0, 0, flip=True) / points
+    torch.testing.assert_close(signs, signs[:, :1].expand_as(signs))
+    assert signs[:, 0].abs().sub(1).abs().max() < 1e-6
+    (up,) = {0, 1, 2} - set(level)
+    assert (signs[:, 0, up] > 0).all()
+    assert (signs[:, 0, level] > 0).float().mean(0).sub(0.5).abs().max() < 0.1
+    assert signs[:, 0, level].T.corrcoef()[0, 1].abs() < 0.2
+
+
+def test_only_training_clouds_are_mirrored() -> None:
+    data = ModelNet40DataModule(num_points=64, batch_size=1600, source="shapes", flip=True)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    for training in (True, False):
+        data.trainer = SimpleNamespace(training=training)
+        given, labels = data.on_after_batch_transfer(batch, 0)
+        assert torch.equal(given, batch[0]) != training
+        torch.testing.assert_close(given.abs(), batch[0].abs())
+        assert torch.equal(labels, batch[1])
 
 
 def test_scale_stretch_jitter_and_shift_have_their_ranges() -> None:

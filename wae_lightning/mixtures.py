@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["Mixture", "fit_mixture"]
 
@@ -15,7 +16,7 @@ COMPONENTS = (1, 5, 20, 50, 100, 200)
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)
 LEAST_VARIANCE = 1e-4
 """What is added to each variance, as a share of the codes' mean variance: covariances of few codes stay regular."""
-ITERATIONS = 30
+ROUNDS = 30
 
 
 class Mixture(NamedTuple):
@@ -30,12 +31,20 @@ class Mixture(NamedTuple):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density, (n,), at points (n, d)."""
+        return self._logs(x).logsumexp(0) - 0.5 * x.shape[1] * math.log(2 * math.pi)
+
+    def shares(self, x: Tensor) -> Tensor:
+        """The probability, (n, k), that each of points (n, d) is of each Gaussian."""
+        return self._logs(x).softmax(0).T
+
+    def _logs(self, x: Tensor) -> Tensor:
+        """The logarithms, (k, n), of weight times density, but for a constant."""
         roots = torch.linalg.cholesky(self.covariances)
         logs = []
         for weight, mean, root in zip(self.weights, self.means, roots, strict=True):  # no (n, k, d) differences
             white = torch.linalg.solve_triangular(root, (x - mean).T, upper=False)
             logs.append(weight.log() - root.diagonal().log().sum() - 0.5 * white.square().sum(0))
-        return torch.stack(logs).logsumexp(0) - 0.5 * x.shape[1] * math.log(2 * math.pi)
+        return torch.stack(logs)
 
     def is_regular(self) -> bool:
         """Whether all is finite and no covariance nearly singular, as those of a flow that was trained may be."""
@@ -50,9 +59,10 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
 
     Mixtures of 1, 5, 20, 50, 100 and 200 Gaussians are tried in this order, as long as more are better. Each starts
     from k-means; one more, beside them, from a mixture that is known already. Codes of many dimensions are few for a
-    full covariance, so each covariance is then drawn towards their common mean,
+    full covariance, so in each round each covariance is drawn towards their common mean,
     :math:`(1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j` (J. Friedman, "Regularized discriminant analysis", JASA
-    1989), with the best of six :math:`\alpha` from 0 to 1.
+    1989), with the one of six :math:`\alpha` from 0 to 1 that suits the validation codes best. Rounds end when these
+    gain no more.
 
     Args:
         codes: What is fitted to, (n, d), finite.
@@ -64,29 +74,22 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
         ValueError: If there are fewer than two codes, or no validation codes.
     """
     # importing it takes longer than all the rest of the package
-    from sklearn.mixture import GaussianMixture
+    from sklearn.cluster import KMeans
 
     if len(codes) < 2 or not len(validation):
         raise ValueError(f"a mixture needs 2 codes and 1 to validate on, got {len(codes)} and {len(validation)}")
     codes, validation = (x.detach().cpu().double() for x in (codes, validation))
-    least = LEAST_VARIANCE * max(float(codes.var(0).mean()), 1e-12)
-    options = {"max_iter": ITERATIONS, "reg_covar": least, "random_state": 0}
-    sizes = sorted({min(k, most) for k in COMPONENTS if min(k, most) <= max(1, len(codes) // 10)})
-    searches = [GaussianMixture(k, **options) for k in sizes]
-    if start is not None and len(start.weights) <= len(codes) and start.is_regular():
-        precisions = torch.cholesky_inverse(torch.linalg.cholesky(start.covariances))
-        known = {"weights_init": start.weights / start.weights.sum(), "means_init": start.means}
-        known["precisions_init"] = 0.5 * (precisions + precisions.mT)
-        given = {name: value.numpy() for name, value in known.items()}
-        searches.insert(0, GaussianMixture(len(start.weights), **options, **given))
     best, best_score, last_score = None, -math.inf, -math.inf
-    for search in searches:
-        shares = torch.from_numpy(_quietly_fitted(search, codes).predict_proba(codes.numpy()))
-        found, score = _best_shrunken(codes, validation, shares, least)
+    if start is not None and len(start.weights) <= len(codes) and start.is_regular():
+        best, best_score = _maximised(codes, validation, start.shares(codes))
+    for size in sorted({min(k, most) for k in COMPONENTS if min(k, most) <= max(1, len(codes) // 10)}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that fewer codes than clusters differ; the validation codes judge it
+            nearest = KMeans(size, n_init=1, random_state=0).fit(codes.numpy()).labels_
+        shares = F.one_hot(torch.from_numpy(nearest).long(), size).double()
+        found, score = _maximised(codes, validation, shares)
         if score > best_score:
             best, best_score = found, score
-        if search.means_init is not None:  # the known one is not of the row that grows
-            continue
         if score <= last_score:
             break
         last_score = score
@@ -94,15 +97,21 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     return best
 
 
-def _quietly_fitted(search: Any, codes: Tensor) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged; the validation codes judge it
-        return search.fit(codes.numpy())
+def _maximised(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[Mixture, float]:
+    """The best mixture on the way from shares (n, k) of codes in Gaussians, and its mean log-density on validation."""
+    best, best_score = _best_shrunken(codes, validation, shares)
+    for _ in range(ROUNDS):
+        found, score = _best_shrunken(codes, validation, best.shares(codes))
+        if score <= best_score:
+            break
+        best, best_score = found, score
+    return best, best_score
 
 
-def _best_shrunken(codes: Tensor, validation: Tensor, shares: Tensor, least: float) -> tuple[Mixture, float]:
+def _best_shrunken(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[Mixture, float]:
     counts = shares.sum(0).clamp(min=1e-6)
     means = shares.T @ codes / counts.unsqueeze(1)
+    least = LEAST_VARIANCE * max(float(codes.var(0).mean()), 1e-12)
     covariances = torch.stack([
         ((codes - mean) * share.unsqueeze(1)).T @ (codes - mean) / count
         for mean, share, count in zip(means, shares.T, counts, strict=True)

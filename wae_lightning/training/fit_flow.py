@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from wae_lightning.networks import Flow, MixtureFlow
 __all__ = ["FitFlow", "distance_from_normal"]
 
 MOST_CODES, CODES_OF_A_LABEL, SEEN_CODES = 10_000, 5000, 5000
+AUGMENTED_PASSES = 5
 FAR = 0.25
 
 
@@ -90,13 +92,13 @@ class FitFlow(Callback):
     It runs after every so many epochs, before their validation, and after the last one, with averaged weights to the
     codes of these; if the last one was not known to be the last (early stopping), at the end of training. One mixture
     is fitted to codes of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in
-    evaluation mode and as the data module gives them in validation, without augmentation; then one to the codes
-    remembered from the latest steps, of augmented data, which of few examples tell more. Of the trained and the fitted
-    mixtures the one with the best mean log-density on codes of the (first) validation set stays, and is trained on.
-    (Without a validation set, on every tenth of the codes, and none is fitted to the remembered ones, which are of
-    these examples, too. Nor is one of labels, for which they would be few.) Where there are several training loaders,
-    or data that can be read only once, the remembered codes serve alone. With several processes the first one fits, to
-    its own codes.
+    evaluation mode and as the data module gives them in validation, without augmentation; where there are fewer, then
+    one to these and codes of the same examples as in training, augmented, up to five times each, which of few examples
+    tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of the (first)
+    validation set stays, and is trained on. (Without a validation set, on every tenth of the codes, and none is fitted
+    to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several training
+    loaders, or data that can be read only once, codes remembered from the latest steps serve instead. With several
+    processes the first one fits, to its own codes.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -194,8 +196,9 @@ class FitFlow(Callback):
         if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
             fitted_to, validation = [codes[~held_out]], codes[held_out]
-        elif not flow.condition_features and codes is not remembered and len(remembered):
-            fitted_to.append(remembered)
+        elif not flow.condition_features and codes is not remembered and len(codes) < MOST_CODES:
+            augmented = self._encoded(trainer, model, loader, 2 * MOST_CODES - len(codes), AUGMENTED_PASSES)
+            fitted_to.append(torch.cat([codes, augmented]))
         if len(fitted_to[0]) < 2 or not len(validation):
             rank_zero_warn("the flow is not fitted: there are fewer than two finite codes for it, or none to judge")
         elif trainer.is_global_zero:
@@ -207,16 +210,20 @@ class FitFlow(Callback):
             given = (validation[:, flow.dim :],) if flow.condition_features else ()
             self._seen = [self.scale * flow(validation[:, : flow.dim], *given)[0]]
 
-    def _encoded(self, trainer: Trainer, model: LightningModule, loader: Any, most: int) -> Tensor:
-        """Finite codes of a set, at most about so many; no trace is left in the random number generators."""
+    def _encoded(self, trainer: Trainer, model: LightningModule, loader: Any, most: int, augmented: int = 0) -> Tensor:
+        """Finite codes of a set, at most about so many, in this many passes over augmented data if any.
+
+        No trace is left in the random number generators.
+        """
         found = [torch.empty(0, self._columns, device=model.device)]
+        passes = [() if loader is None else loader] * max(augmented, 1)  # streams have no length to ask for
         with (
             isolated(loader),
             evaluation_mode(model),
-            as_in_validation(trainer),
+            nullcontext() if augmented else as_in_validation(trainer),
             trainer.precision_plugin.forward_context(),
         ):
-            for batch in [] if loader is None else loader:  # streams have no length to ask for
+            for batch in itertools.chain.from_iterable(passes):
                 codes = self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns]
                 found.append(codes[codes.isfinite().all(1)])  # of others the run's own checks tell
                 if sum(map(len, found)) >= most:
