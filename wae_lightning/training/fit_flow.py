@@ -93,8 +93,8 @@ class FitFlow(Callback):
     codes of these; if the last one was not known to be the last (early stopping), at the end of training. One mixture
     is fitted to codes of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in
     evaluation mode and as the data module gives them in validation, without augmentation; where there are fewer, then
-    one to these and codes of the same examples as in training, augmented, up to five times each, which of few examples
-    tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of the (first)
+    one to these and as many codes of the same examples as in training, augmented, up to five of each, which of few
+    examples tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of the (first)
     validation set stays, and is trained on. (Without a validation set, on every tenth of the codes, and none is fitted
     to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several training
     loaders, or data that can be read only once, codes remembered from the latest steps serve instead. With several
@@ -197,8 +197,9 @@ class FitFlow(Callback):
             held_out = torch.arange(len(codes)) % 10 == 9
             fitted_to, validation = [codes[~held_out]], codes[held_out]
         elif not flow.condition_features and codes is not remembered and len(codes) < MOST_CODES:
-            augmented = self._encoded(trainer, model, loader, 2 * MOST_CODES - len(codes), AUGMENTED_PASSES)
-            fitted_to.append(torch.cat([codes, augmented]))
+            augmented = self._encoded(trainer, model, loader, 2 * MOST_CODES, AUGMENTED_PASSES)
+            as_often = codes.repeat(len(augmented) // len(codes) + 1, 1)[: len(augmented)]
+            fitted_to += [torch.cat([as_often, augmented])] if len(augmented) else []
         if len(fitted_to[0]) < 2 or not len(validation):
             rank_zero_warn("the flow is not fitted: there are fewer than two finite codes for it, or none to judge")
         elif trainer.is_global_zero:
