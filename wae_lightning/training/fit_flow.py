@@ -92,13 +92,13 @@ class FitFlow(Callback):
     It runs after every so many epochs, before their validation, and after the last one, with averaged weights to the
     codes of these; if the last one was not known to be the last (early stopping), at the end of training. One mixture
     is fitted to codes of up to 10,000 training examples (with a mixture of each label 5,000 for each), encoded anew, in
-    evaluation mode and as the data module gives them in validation, without augmentation; where there are fewer, then
-    one to these and as many codes of the same examples as in training, augmented, up to five of each, which of few
-    examples tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of the (first)
-    validation set stays, and is trained on. (Without a validation set, on every tenth of the codes, and none is fitted
-    to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several training
-    loaders, or data that can be read only once, codes remembered from the latest steps serve instead. With several
-    processes the first one fits, to its own codes.
+    evaluation mode and as the data module gives them in validation, without augmentation. Where there are fewer, one
+    more is fitted to these and as many codes of the same examples as in training, augmented, up to five of each: of few
+    examples they tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of
+    the (first) validation set stays, and is trained on. (Without a validation set, on every tenth of the codes, and
+    none is fitted to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several
+    training loaders, or data that can be read only once, codes remembered from the latest steps serve instead. With
+    several processes the first one fits, to its own codes.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
