@@ -257,7 +257,9 @@ def order() -> str:
 
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
-    "the same, up to 100 Gaussians": "emoji_100_gaussians",
+    "20 Gaussians, 66 epochs": "emoji_66_epochs",
+    "20 Gaussians, 60 epochs, fitted as before": "emoji_60_epochs",
+    "up to 100 Gaussians, 60 epochs, fitted as before": "emoji_100_gaussians",
     "no patches in the cost, edges weighted 4, 80 epochs": "emoji_no_patches",
     "neither patches nor moved pictures": "emoji_not_moved",
     "the paper's networks at an eighth of their width, squared error, no flow": "emoji_eighth_of_paper",
