@@ -1,4 +1,4 @@
-"""One file -> one point cloud, whatever its format, and how clouds are normalized."""
+"""One file -> one point cloud, whatever its format, and how clouds are normalized and augmented."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datamodules.lists import read_lines
 from datamodules.off import read_off, sample_surface
 from datamodules.ply import read_ply
 
-__all__ = ["CLOUD_ENDINGS", "NORMALIZATIONS", "normalize", "read_cloud"]
+__all__ = ["CLOUD_ENDINGS", "NORMALIZATIONS", "augment", "normalize", "read_cloud"]
 
 _TEXT = (".txt", ".xyz", ".pts", ".asc", ".csv")
 CLOUD_ENDINGS = (".off", ".ply", ".npy", ".npz", *_TEXT)
@@ -62,6 +62,39 @@ def normalize(
     if not sizes.isfinite().all():
         raise ValueError("expected coordinates whose squares are finite numbers, found larger ones")
     return clouds / torch.where(sizes > 0, sizes, 1)[:, None, None]
+
+
+def augment(
+    points: Tensor,
+    up_axis: str,
+    rotate: bool,
+    scale: tuple[float, float],
+    stretch: tuple[float, float],
+    jitter: float,
+    shift: float,
+    flip: bool = False,
+) -> Tensor:
+    """Mirrors, turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself, as the data module says."""
+    count, device = len(points), points.device
+    if flip:
+        signs = 2.0 * torch.randint(2, (count, 1, 3), device=device) - 1
+        signs[:, :, 1 if up_axis == "y" else 2] = 1
+        points = points * signs
+    if rotate:
+        angle = 2 * math.pi * torch.rand(count, device=device)
+        cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
+        rows = (cos, zero, sin, zero, one, zero, -sin, zero, cos)
+        if up_axis == "z":
+            rows = (cos, -sin, zero, sin, cos, zero, zero, zero, one)
+        points = points @ torch.stack(rows, dim=1).view(count, 3, 3)
+    for interval, axes in ((scale, 1), (stretch, 3)):
+        if tuple(interval) != (1, 1):
+            points = points * torch.empty(count, 1, axes, device=device).uniform_(*interval)
+    if jitter:
+        points = points + (jitter * torch.randn_like(points)).clamp_(-2 * jitter, 2 * jitter)
+    if shift:
+        points = points + torch.empty(count, 1, 3, device=device).uniform_(-shift, shift)
+    return points
 
 
 def read_cloud(

@@ -25,7 +25,7 @@ from datamodules.cloud_sets import (
     read_class_names,
     read_hdf5,
 )
-from datamodules.clouds import NORMALIZATIONS, normalize
+from datamodules.clouds import NORMALIZATIONS, augment, normalize
 from datamodules.order import BatchRows
 from datamodules.shapes import SHAPES, make_shapes
 from wae_lightning.lightning import rank_zero_info, rank_zero_warn
@@ -374,36 +374,3 @@ def turned(points: Tensor, from_up: str, to_up: str) -> Tensor:
         return points
     x, y, z = points.unbind(-1)
     return torch.stack((x, z, -y) if from_up == "z" else (x, -z, y), dim=-1)
-
-
-def augment(
-    points: Tensor,
-    up_axis: str,
-    rotate: bool,
-    scale: tuple[float, float],
-    stretch: tuple[float, float],
-    jitter: float,
-    shift: float,
-    flip: bool = False,
-) -> Tensor:
-    """Mirrors, turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself; see the class."""
-    count, device = len(points), points.device
-    if flip:
-        signs = 2.0 * torch.randint(2, (count, 1, 3), device=device) - 1
-        signs[:, :, 1 if up_axis == "y" else 2] = 1
-        points = points * signs
-    if rotate:
-        angle = 2 * math.pi * torch.rand(count, device=device)
-        cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
-        rows = (cos, zero, sin, zero, one, zero, -sin, zero, cos)
-        if up_axis == "z":
-            rows = (cos, -sin, zero, sin, cos, zero, zero, zero, one)
-        points = points @ torch.stack(rows, dim=1).view(count, 3, 3)
-    for interval, axes in ((scale, 1), (stretch, 3)):
-        if tuple(interval) != (1, 1):
-            points = points * torch.empty(count, 1, axes, device=device).uniform_(*interval)
-    if jitter:
-        points = points + (jitter * torch.randn_like(points)).clamp_(-2 * jitter, 2 * jitter)
-    if shift:
-        points = points + torch.empty(count, 1, 3, device=device).uniform_(-shift, shift)
-    return points

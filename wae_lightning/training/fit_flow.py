@@ -198,8 +198,9 @@ class FitFlow(Callback):
             fitted_to, validation = [codes[~held_out]], codes[held_out]
         elif not flow.condition_features and codes is not remembered and len(codes) < MOST_CODES:
             augmented = self._encoded(trainer, model, loader, 2 * MOST_CODES, AUGMENTED_PASSES)
-            as_often = codes.repeat(len(augmented) // len(codes) + 1, 1)[: len(augmented)]
-            fitted_to += [torch.cat([as_often, augmented])] if len(augmented) else []
+            if len(augmented):
+                as_often = codes.repeat(len(augmented) // len(codes) + 1, 1)[: len(augmented)]
+                fitted_to.append(torch.cat([as_often, augmented]))
         if len(fitted_to[0]) < 2 or not len(validation):
             rank_zero_warn("the flow is not fitted: there are fewer than two finite codes for it, or none to judge")
         elif trainer.is_global_zero:
@@ -217,7 +218,7 @@ class FitFlow(Callback):
         No trace is left in the random number generators.
         """
         found = [torch.empty(0, self._columns, device=model.device)]
-        passes = [() if loader is None else loader] * max(augmented, 1)  # streams have no length to ask for
+        passes = [] if loader is None else [loader] * max(augmented, 1)  # streams have no length to ask for
         with (
             isolated(loader),
             evaluation_mode(model),
