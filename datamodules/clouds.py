@@ -86,7 +86,7 @@ def augment(
         rows = (cos, zero, sin, zero, one, zero, -sin, zero, cos)
         if up_axis == "z":
             rows = (cos, -sin, zero, sin, cos, zero, zero, zero, one)
-        points = points @ torch.stack(rows, dim=1).view(count, 3, 3)
+        points = points @ torch.stack(rows, dim=1).view(count, 3, 3).to(points)
     for interval, axes in ((scale, 1), (stretch, 3)):
         if tuple(interval) != (1, 1):
             points = points * torch.empty(count, 1, axes, device=device).uniform_(*interval)

@@ -648,10 +648,12 @@ def test_fitting_features_leaves_no_trace_in_the_generator():
     loader = DataLoader(images(60), 20, shuffle=True)
     strategy = SimpleNamespace(batch_to_device=lambda batch, _: batch, broadcast=lambda buffer: buffer)
     loop = SimpleNamespace(setup_data=lambda: None)
-    fitting = SimpleNamespace(fit_loop=loop, train_dataloader=loader, strategy=strategy)
+    precision = SimpleNamespace(convert_input=lambda batch: batch)
+    fitting = SimpleNamespace(fit_loop=loop, train_dataloader=loader, strategy=strategy, precision_plugin=precision)
     state = torch.get_rng_state()
     callback = FitFeatures(features, lambda batch: seen.append(len(batch)) or batch, count=40)
-    callback.on_fit_start(fitting, SimpleNamespace(device="cpu"))
+    module = SimpleNamespace(device="cpu", on_before_batch_transfer=lambda batch, _: batch)
+    callback.on_fit_start(fitting, module)
     assert torch.equal(torch.get_rng_state(), state)
     assert features.fitted
     assert seen == [20, 20]

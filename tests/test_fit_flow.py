@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import random
 import warnings
 
@@ -259,6 +260,61 @@ def test_augmented_data_are_drawn_anew_and_many_need_no_augmented_codes(monkeypa
     monkeypatch.setattr("wae_lightning.training.fit_flow.MOST_CODES", 200)
     pl.Trainer(max_epochs=1, **QUIET).fit(model(fit_flow=0), Inverted())
     assert len(given) == 1
+
+
+def test_codes_are_of_batches_as_the_hooks_before_the_transfer_make_them(monkeypatch):
+    given = []
+    monkeypatch.setattr(MixtureFlow, "fit", lambda self, *codes: given.append([x.clone() for x in codes]))
+    data = pl.LightningDataModule()
+    data.train_dataloader = lambda: DataLoader((255 * IMAGES[:200]).to(torch.uint8), 20)
+    data.val_dataloader = lambda: DataLoader((255 * IMAGES[200:]).to(torch.uint8), 20)
+    data.on_before_batch_transfer = lambda batch, _: batch.float() / 255
+    one = model(fit_flow=0)
+    pl.Trainer(max_epochs=1, **QUIET).fit(one, data)
+    one.eval()
+    for found, images in zip(given[0], (IMAGES[:200], IMAGES[200:]), strict=True):
+        torch.testing.assert_close(found, one.encoder((255 * images).to(torch.uint8).float() / 255).detach())
+
+
+class Queue(IterableDataset):
+    """Goes on where it was left, and is its own iterator."""
+
+    def __init__(self, images):
+        self.images = iter(images)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.images)
+
+
+def test_a_stream_that_comes_once_is_left_to_training():
+    steps = []
+    for fit_flow in (1, None):
+        trainer = pl.Trainer(max_epochs=3, limit_train_batches=2, **QUIET)
+        trainer.fit(model(fit_flow=fit_flow), DataLoader(Queue(IMAGES[:200]), 20))
+        steps.append(trainer.global_step)
+    assert steps == [6, 6]
+
+
+def test_of_an_endless_stream_no_more_is_read_where_codes_are_not_finite(monkeypatch):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return itertools.repeat(IMAGES[0])
+
+    monkeypatch.setattr("wae_lightning.training.fit_flow.MOST_CODES", 100)
+    one = model(fit_flow=0)
+    one.encoder.register_forward_hook(lambda module, _, codes: codes if module.training else codes / 0)
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=2, **QUIET)
+    trainer.fit(one, DataLoader(Endless(), 20))
+    assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("fit_flow", [False, True, 1.5, "0"])
+def test_fit_flow_is_a_number_of_epochs(fit_flow):
+    with pytest.raises(ValueError, match="fit_flow must be a number of epochs or None, got"):
+        model(fit_flow=fit_flow)
 
 
 @pytest.mark.parametrize("validated", [True, False])

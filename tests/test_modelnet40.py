@@ -578,3 +578,19 @@ def test_kicad_meshes_look_like_their_clouds(full_data: Path, tmp_path: Path) ->
     for label in range(2):
         spreads = [data.train_set.points[data.train_set.labels == label].std(dim=(0, 1)) for data in (clouds, meshes)]
         torch.testing.assert_close(spreads[0], spreads[1], rtol=0.5, atol=0.1)
+
+
+@pytest.mark.parametrize("flag", ["flip", "rotate"])
+@pytest.mark.parametrize("value", ["false", "no", 1, ["x"]])
+def test_yes_or_no_is_true_or_false(flag, value):
+    with pytest.raises(ValueError, match=f"{flag} must be true or false, got"):
+        ModelNet40DataModule(source="shapes", **{flag: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_clouds_of_any_precision_are_turned(dtype):
+    points = torch.randn(2, 5, 3, dtype=dtype)
+    turned = augment(points, "y", True, (1, 1), (1, 1), 0, 0)
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned[..., 1], points[..., 1])
+    torch.testing.assert_close(turned.float().norm(dim=2), points.float().norm(dim=2), rtol=0.02, atol=0.02)

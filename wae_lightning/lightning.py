@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         MisconfigurationException as MisconfigurationException,
     )
     from pytorch_lightning.utilities.exceptions import SIGTERMException as SIGTERMException
+    from pytorch_lightning.utilities.model_helpers import is_overridden as is_overridden
     from pytorch_lightning.utilities.seed import isolate_rng as isolate_rng
 
 # module of the package -> what we take from it; imported when it is first asked for, since `cli` alone takes a second
@@ -64,6 +65,7 @@ _NAMES = {
     ".plugins.io": ("TorchCheckpointIO",),
     ".utilities": ("rank_zero_info", "rank_zero_warn"),
     ".utilities.exceptions": ("MisconfigurationException", "SIGTERMException"),
+    ".utilities.model_helpers": ("is_overridden",),
     ".utilities.seed": ("isolate_rng",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

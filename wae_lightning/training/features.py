@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
 from wae_lightning.networks.conditional import WhitenedPCA
+from wae_lightning.training.batches import on_device
 
 __all__ = ["FitFeatures"]
 
@@ -37,7 +38,7 @@ class FitFeatures(Callback):
         found: list[Tensor] = []
         with torch.random.fork_rng(devices=[]):
             for batch in trainer.train_dataloader or []:
-                found.append(self.inputs(trainer.strategy.batch_to_device(batch, pl_module.device)))
+                found.append(self.inputs(on_device(trainer, pl_module, batch)))
                 if sum(map(len, found)) >= self.count:
                     break
         self.features.fit(torch.cat(found))

@@ -15,6 +15,7 @@ from wae_lightning.drawing import evaluation_mode
 from wae_lightning.lightning import Callback, LightningModule, Trainer, WeightAveraging, isolate_rng, rank_zero_warn
 from wae_lightning.memory import CodeMemory
 from wae_lightning.networks import Flow, MixtureFlow
+from wae_lightning.training.batches import on_device
 
 __all__ = ["FitFlow", "distance_from_normal"]
 
@@ -79,6 +80,11 @@ def _first(loaders: Any) -> Any:
     while isinstance(loaders, Mapping | Sequence):
         loaders = next(iter(loaders.values() if isinstance(loaders, Mapping) else loaders), None)
     return loaders
+
+
+def _comes_once(loader: Any) -> bool:
+    """Whether reading it would take data away from training: a stream that goes on where it was left."""
+    return isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator)
 
 
 def _sums_of(model: LightningModule) -> Tensor:
@@ -183,7 +189,7 @@ class FitFlow(Callback):
         remembered = self.memory.all()[:, : self._columns] if len(self.memory) else torch.empty(0, self._columns)
         loader, validation = trainer.train_dataloader, None
         codes = remembered
-        if not isinstance(loader, Mapping | Sequence):
+        if not isinstance(loader, Mapping | Sequence) and not _comes_once(loader):
             most = max(MOST_CODES, CODES_OF_A_LABEL * flow.condition_features)
             codes = self._encoded(trainer, model, loader, most)
         if len(codes) < 2:  # they came only once
@@ -191,7 +197,8 @@ class FitFlow(Callback):
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             most = max(SEEN_CODES, 1000 * flow.condition_features)
-            validation = self._encoded(trainer, model, _first(trainer.val_dataloaders), most)
+            if not _comes_once(seen := _first(trainer.val_dataloaders)):
+                validation = self._encoded(trainer, model, seen, most)
         fitted_to = [codes]
         if validation is None or not len(validation):
             held_out = torch.arange(len(codes)) % 10 == 9
@@ -217,7 +224,7 @@ class FitFlow(Callback):
 
         No trace is left in the random number generators.
         """
-        found = [torch.empty(0, self._columns, device=model.device)]
+        found, read = [torch.empty(0, self._columns, device=model.device)], 0
         passes = [] if loader is None else [loader] * max(augmented, 1)  # streams have no length to ask for
         with (
             isolated(loader),
@@ -226,9 +233,10 @@ class FitFlow(Callback):
             trainer.precision_plugin.forward_context(),
         ):
             for batch in itertools.chain.from_iterable(passes):
-                codes = self.codes(trainer.strategy.batch_to_device(batch, model.device))[:, : self._columns]
+                codes = self.codes(on_device(trainer, model, batch))[:, : self._columns]
+                read += len(codes)
                 found.append(codes[codes.isfinite().all(1)])  # of others the run's own checks tell
-                if sum(map(len, found)) >= most:
+                if read >= most:
                     break
         return torch.cat(found)
 

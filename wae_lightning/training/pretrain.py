@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
+from wae_lightning.training.batches import on_device
 
 __all__ = ["MatchMoments", "moment_mismatch"]
 
@@ -45,7 +46,7 @@ class MatchMoments(Callback):
         loader: Any = trainer.train_dataloader
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for batch in itertools.islice(batches, self.steps):
-            mismatch = moment_mismatch(*self.codes(trainer.strategy.batch_to_device(batch, pl_module.device)))
+            mismatch = moment_mismatch(*self.codes(on_device(trainer, pl_module, batch)))
             gradients = torch.autograd.grad(mismatch, parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 # each process has batches of its own
