@@ -257,6 +257,8 @@ def order() -> str:
 
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
+    "96 units": "emoji_96_units",
+    "192 units": "emoji_192_units",
     "20 Gaussians, 66 epochs": "emoji_66_epochs",
     "20 Gaussians, 60 epochs, fitted as before": "emoji_60_epochs",
     "up to 100 Gaussians, 60 epochs, fitted as before": "emoji_100_gaussians",
