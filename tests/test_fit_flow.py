@@ -12,7 +12,7 @@ import torch
 from helpers import perceptrons, pl
 from scipy.stats import chi2, kstest, multivariate_normal
 from sklearn.mixture import GaussianMixture
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from wae_lightning import WAEGAN, WAEMMD
 from wae_lightning.lightning import EMAWeightAveraging
@@ -109,6 +109,14 @@ def test_codes_that_lie_in_a_plane_or_are_all_the_same_can_be_fitted():
     flat = torch.cat([torch.randn(200, 2), torch.zeros(200, 1)], dim=1)
     for codes in (flat, torch.zeros(50, 3)):
         assert all(part.isfinite().all() for part in fit_mixture(codes, codes))
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32])
+@pytest.mark.parametrize("seed", range(5))
+def test_codes_that_are_all_the_same_somewhere_can_be_fitted_from_any_mixture(dim, seed):
+    codes = torch.randn(1, dim, generator=torch.Generator().manual_seed(seed)).expand(200, dim)
+    fitted = fit_mixture(codes, codes, start=random_mixture(50, dim, seed=seed))
+    assert all(part.isfinite().all() for part in fitted)
 
 
 @pytest.mark.parametrize("components", [4, 5, 11])
@@ -274,6 +282,22 @@ def test_codes_are_of_batches_as_the_hooks_before_the_transfer_make_them(monkeyp
     one.eval()
     for found, images in zip(given[0], (IMAGES[:200], IMAGES[200:]), strict=True):
         torch.testing.assert_close(found, one.encoder((255 * images).to(torch.uint8).float() / 255).detach())
+
+
+@pytest.mark.parametrize("sampler", [
+    lambda generator: RandomSampler(IMAGES, generator=generator),
+    lambda generator: BatchSampler(WeightedRandomSampler([1.0] * 240, 240, generator=generator), 20, drop_last=False),
+])  # fmt: skip
+def test_fitting_leaves_the_order_of_a_sampler_of_ones_own_alone(sampler):
+    seen = []
+    for fit_flow in (1, None):
+        generator = torch.Generator().manual_seed(0)
+        chosen = sampler(generator)
+        how = {"batch_sampler": chosen} if isinstance(chosen, BatchSampler) else {"sampler": chosen, "batch_size": 20}
+        trainer = pl.Trainer(max_epochs=3, **QUIET)
+        trainer.fit(model(fit_flow=fit_flow), DataLoader(IMAGES, **how), DataLoader(IMAGES, 20))
+        seen.append(generator.get_state())
+    assert torch.equal(*seen)
 
 
 class Queue(IterableDataset):

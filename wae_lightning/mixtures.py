@@ -109,7 +109,8 @@ def _maximised(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[Mixtu
 
 
 def _best_shrunken(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[Mixture, float]:
-    counts = shares.sum(0).clamp(min=1e-6)
+    counts = shares.sum(0)
+    shares, counts = shares[:, counts > 1e-3], counts[counts > 1e-3]  # of a Gaussian without codes nothing is known
     means = shares.T @ codes / counts.unsqueeze(1)
     least = LEAST_VARIANCE * max(float(codes.var(0).mean()), 1e-12)
     covariances = torch.stack([

@@ -66,13 +66,15 @@ def averaged_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]
 
 @contextmanager
 def isolated(loader: Any) -> Iterator[None]:
-    """Leaves no trace in random number generators: the global ones, and the one that a loader draws its order from."""
-    generator: Any = getattr(loader, "generator", None)
-    before = None if generator is None else generator.get_state()
+    """Leaves no trace in random number generators: the global ones, and those of a loader and of its samplers."""
+    of_batches = getattr(loader, "batch_sampler", None)
+    owners = loader, of_batches, getattr(loader, "sampler", None), getattr(of_batches, "sampler", None)
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    states = [(one, one.get_state()) for one in generators if isinstance(one, torch.Generator)]
     with isolate_rng():
         yield
-    if before is not None:
-        generator.set_state(before)
+    for generator, state in states:
+        generator.set_state(state)
 
 
 def _first(loaders: Any) -> Any:
