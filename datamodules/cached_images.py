@@ -88,7 +88,7 @@ class CachedImageDataModule(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+            raise ValueError(f"on_error must be one of raise, skip, got {on_error!r}")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
         if shift < 0:

@@ -88,7 +88,7 @@ class CelebADataModule(CachedImageDataModule):
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
         if split not in ("official", "paper"):
-            raise ValueError(f"split must be 'official' or 'paper', got {split!r}")
+            raise ValueError(f"split must be one of official, paper, got {split!r}")
         self.root = Path(root)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.crop = _side_of_crop(crop)

@@ -103,7 +103,7 @@ class ImageFolderDataModule(CachedImageDataModule):
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
         if crop not in ("centre", "stretch", "pad"):
-            raise ValueError(f"crop must be 'centre', 'stretch' or 'pad', got {crop!r}")
+            raise ValueError(f"crop must be one of centre, stretch, pad, got {crop!r}")
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {fraction}")

@@ -128,9 +128,6 @@ class ModelNet40DataModule(BatchDataModule):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, whether in ("rotate", rotate), ("flip", flip):
-            if not isinstance(whether, bool):
-                raise ValueError(f"{name} must be true or false, got {whether!r}")
         for name, interval in ("scale", scale), ("stretch", stretch):
             if not 0 < interval[0] <= interval[1] < math.inf:
                 raise ValueError(f"{name} must be an interval of positive factors, got {tuple(interval)}")

@@ -536,7 +536,7 @@ def test_the_other_configs_build_models_that_fit_their_data(name):
         ({"flow": CouplingFlow(8, condition_features=3)}, "the flow must have condition_features 16"),
         ({"flow": CouplingFlow(8, condition_features=16), "match": "marginal"}, "must have condition_features 0"),
         ({"flow": MixtureFlow(8, 2, 16)}, "must have condition_features 0 or 0 with match='joint', got 16"),
-        ({"match": "both"}, "match must be joint or marginal, got 'both'"),
+        ({"match": "both"}, "match must be one of joint, marginal, got 'both'"),
         ({"penalty": Adversarial(log_prior=True)}, "log_prior knows the density of codes alone"),
         ({"penalty": CramerWold()}, "CramerWold knows the density of codes alone"),
         ({"penalty": MMDPlusPlus(100), "noise": GaussianNoise()}, "MMDPlusPlus compares codes only"),

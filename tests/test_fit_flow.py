@@ -337,7 +337,7 @@ def test_of_an_endless_stream_no_more_is_read_where_codes_are_not_finite(monkeyp
 
 @pytest.mark.parametrize("fit_flow", [False, True, 1.5, "0"])
 def test_fit_flow_is_a_number_of_epochs(fit_flow):
-    with pytest.raises(ValueError, match="fit_flow must be a number of epochs or None, got"):
+    with pytest.raises(ValueError, match="fit_flow must be a whole number or None, got"):
         model(fit_flow=fit_flow)
 
 

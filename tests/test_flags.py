@@ -154,6 +154,29 @@ def test_a_config_tells_its_own_flags():
         (["--trainer.max_epochs", "three"], "--trainer.max_epochs: expected a whole number, got three"),
         (["--model.latent_dim=x"], "--model.latent_dim: expected a whole number, got x"),
         (["--deterministic=maybe"], "--deterministic: expected true or false or one of 'warn', got maybe"),
+        (["--data.batch_size", "many"], "--data.batch_size: expected a whole number, got many"),
+        (["--data.batch_size", "null"], "batch_size must be a whole number, got None"),
+        (["--data.batch_size"], "--data.batch_size needs a value"),
+        (["--data.batch_size", "--max_epochs=1"], "--data.batch_size needs a value"),
+        (["--model.penalty_weight", "high"], "--model.penalty_weight: expected a number, got high"),
+        (["--model.flow.components", "2.5"], "--model.flow.components: expected a whole number, got 2.5"),
+        (["--model.fit_flow", "false"], "--model.fit_flow: expected a whole number, got False"),
+        (["--model.optimizer.lr", "fast"], "--model.optimizer.lr: expected a number, got fast"),
+        (["--model.optimizer.betas", "[0.5]"], "--model.optimizer.betas: expected a list of 2, got [0.5]"),
+        (["--model.encoder.hidden", "128"], "--model.encoder.hidden: expected a list, got 128"),
+        (["--model.encoder.hidden", "[a]"], "--model.encoder.hidden: expected a whole number, got a"),
+        (["--checkpoint.save_top_k", "all"], "--checkpoint.save_top_k: expected a whole number, got all"),
+        (["--config=modelnet40_pointnet", "--data.flip=maybe"], "--data.flip: expected true or false, got maybe"),
+        (["--config=modelnet40_pointnet", "--data.stretch=1.25"], "--data.stretch: expected a list, got 1.25"),
+        (["--config=mnist_conditional", "--data.observed=x"], "--data.observed: expected one of 'top', .*, got x"),
+        (
+            ["--callbacks+=EarlyStopping", "--callbacks.monitor=val/loss", "--callbacks.patience=x"],
+            "--callbacks.patience: expected a whole number, got x",
+        ),
+        (["--logger+=CSVLogger", "--logger.flush_logs_every_n_steps=x"], "--logger.*: expected a whole number, got x"),
+        (["--callbacks+=nosuch.Thing"], "--callbacks: there is no class nosuch.Thing for it"),
+        (["--model=wae_lightning.WAEMDM"], "--model: there is no class .* for it; did you mean WAEMMD?"),
+        (["--devices=many"], "`devices` selected with `CPUAccelerator` should be an int > 0."),
         (["--data.variant=fasion"], "variant must be one of mnist, fashion, .*, got 'fasion'"),
     ],
     ids=str,
@@ -163,6 +186,13 @@ def test_mistakes_are_answered_with_what_was_meant(arguments, message, capsys):
         train.main(arguments)
     assert stop.value.code == 2
     assert re.fullmatch(f"train.py: error: {re.escape(message).replace(re.escape('.*'), '.*')}", last_line(capsys))
+
+
+def test_a_run_without_checkpoints_leaves_its_results(empty_folder):
+    train.main([*SMALL, "--enable_checkpointing=false", "--max_epochs=1", "--enable_progress_bar=false"])
+    (metrics,) = empty_folder.glob("runs/mnist_wae_mmd/version_0/metrics.json")
+    assert json.loads(metrics.read_text())["steps"] > 0
+    assert not list(empty_folder.rglob("*.ckpt"))
 
 
 def test_messages_name_the_command_that_was_used(capsys):

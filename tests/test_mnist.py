@@ -510,5 +510,5 @@ def test_damaged_digits_are_named(tmp_path, content, message):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**30, None, True, 0.5, "0"])
 def test_a_split_seed_is_a_whole_number(seed):
-    with pytest.raises(ValueError, match="split_seed must be a whole number from 0 to 2\\*\\*32, got "):
+    with pytest.raises(ValueError, match="split_seed must be a whole number"):
         MNISTDataModule(split_seed=seed)

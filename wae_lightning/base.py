@@ -117,8 +117,6 @@ class WAE(RecordedModel, Steps):
         self.record_arguments()
         if not (penalty_weight >= 0 and math.isfinite(penalty_weight)):
             raise ValueError(f"penalty_weight must be 0 or more and finite, got {penalty_weight}")
-        if fit_flow is not None and type(fit_flow) is not int:  # False would count as 0
-            raise ValueError(f"fit_flow must be a number of epochs or None, got {fit_flow!r}")
         counts = ("pretrain_steps", pretrain_steps), ("code_queue", code_queue), ("fit_flow", fit_flow or 0)
         for name, count in counts:
             if count < 0:

@@ -95,7 +95,7 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         **kwargs: Any,
     ) -> None:
         if match not in ("joint", "marginal"):
-            raise ValueError(f"match must be joint or marginal, got {match!r}")
+            raise ValueError(f"match must be one of joint, marginal, got {match!r}")
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         condition_shape = (num_classes,) if num_classes else tuple(condition_shape)

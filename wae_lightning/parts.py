@@ -28,6 +28,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from wae_lightning.arguments import check_arguments
+
 __all__ = [
     "LONGEST_LIST",
     "MADE_LATER",
@@ -99,6 +101,7 @@ def _record(part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     except TypeError:  # the constructor will say so
         return
     given = set(bound.arguments)
+    check_arguments(cls, bound)
     bound.apply_defaults()
     tied = _tied(bound.arguments)
     arguments: dict[str, Any] = {}

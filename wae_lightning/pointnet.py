@@ -131,7 +131,7 @@ class PointNetWAE(WAE):
         if unknown:
             raise ValueError(f"invariance is of rotation or scale, got {', '.join(sorted(unknown))}")
         if up_axis not in _AXES:
-            raise ValueError(f"up_axis must be x, y or z, got {up_axis!r}")
+            raise ValueError(f"up_axis must be one of x, y, z, got {up_axis!r}")
         d = prior.latent_dim if prior is not None else 128 if latent_dim is None else latent_dim
         features = (noise or EncoderNoise()).features_per_dimension
         super().__init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 __all__ = ["UsageError", "explain_failure", "explain_mistake", "suggest"]
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "Iterable": "a list"}
+PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+KINDS = PLAIN | {"Iterable": "a list", "Sequence": "a list", "list": "a list", "tuple": "a list", "dict": "a mapping"}
 
 
 class UsageError(ValueError):
@@ -59,6 +61,13 @@ def explain_mistake(message: str, given: Sequence[str] = ()) -> str:
         given: The command line: flags of the trainer are named as they were typed, with or without their prefix.
     """
     sentence = _explain(message)
+    alone = re.fullmatch(r"argument --([\w.]+): expected one argument", sentence)
+    if alone:  # jsonargparse names the part, not the argument in it
+        flags = [
+            flag for flag, following in zip(given, [*given[1:], "--"], strict=True)
+            if flag.startswith(f"--{alone[1]}") and "=" not in flag and following.startswith("--")
+        ]  # fmt: skip
+        return f"{flags[0] if flags else f'--{alone[1]}'} needs a value"
     for name in set(re.findall(r"--trainer\.(\w+)", sentence)):
         if any(argument.startswith(f"--{name}") for argument in given):
             sentence = sentence.replace(f"--trainer.{name}", f"--{name}")
@@ -77,29 +86,54 @@ def _explain(message: str) -> str:
     if unknown:
         return f"unknown argument {unknown.group(1)}"
     option = re.search(r"Option '([\w.]+)' is not accepted", message)
-    no_class = re.search(r"Expected a dot import path string: (\S+)", message)
+    no_class = re.search(r"Expected a dot import path string: (\S+)", message) or re.search(
+        r"given class_path '([\w.]+)':\s+(?:No module named|module '[\w.]+' has no attribute)", message
+    )
     missing = re.search(r"given class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)", message)
     left_out = re.search(r"but \S+ is abstract.*?NestedArg\(key='([\w.]+)'", message, re.DOTALL)
-    if option:
+    if option and not _has_argument(option[1], message):
         return _explain_option(option.group(1), message, option.start())
     if missing:
         flag = _flag_before(message, missing.start())
         name = missing.group(2).partition(",")[0]
         return f"{flag}: {missing.group(1)} needs {missing.group(2)}; give it with {flag}.{name}"
-    if left_out:
+    if left_out and not _has_argument(left_out[1], message):
         return _left_out(_flag_before(message, left_out.start()), left_out.group(1))
-    if no_class:
+    if no_class and not set(_expected_kinds(_innermost(message))) & set(PLAIN.values()):
         return _explain_class(no_class.group(1), message, no_class.start())
+    flag = _flag_before(message, len(message))
     # The types that were tried are listed one by one; None and the class as a whole tell nothing
     tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
     telling = [text for text in tried if "<class 'NoneType'>" not in text and not text.startswith("Problem with given")]
-    reason = telling[-1] if telling else " ".join(message.split())
-    flag = _flag_before(message, len(message))
-    given = re.search(r"Given value: (\w.*)", message)
-    wanted = " or ".join(dict.fromkeys(_name_type(text) for text in telling if text.startswith("Expected a")))
-    if wanted and given:
-        reason = f"expected {wanted}, got {given.group(1)}"
+    reason = _explain_value(message) or (telling[-1] if telling else " ".join(message.split()))
     return f"{flag}: {reason}" if flag and flag[2:] not in reason else reason
+
+
+def _has_argument(name: str, message: str) -> bool:
+    """Whether one of several classes that were tried has an argument of this name."""
+    return f'Parser key "{name}"' in message
+
+
+def _explain_value(message: str) -> str | None:
+    """What was expected, and found, for the innermost argument of a message; None if it does not say."""
+    inner = _innermost(message)
+    kinds = _expected_kinds(inner)
+    given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", inner, re.MULTILINE)
+    return f"expected {' or '.join(kinds)}, got {given[1]}" if kinds and given else None
+
+
+def _innermost(message: str) -> str:
+    """What a message says of the innermost argument: the lines that are indented below its name."""
+    first, *lines = message[message.rfind("\n", 0, max(message.rfind("Parser key "), 0)) + 1 :].splitlines()
+    depth = len(first) - len(first.lstrip())
+    inside = itertools.takewhile(lambda line: not line.strip() or len(line) - len(line.lstrip()) > depth, lines)
+    return "\n".join([first, *inside])
+
+
+def _expected_kinds(inner: str) -> list[str]:
+    """What jsonargparse's types are called, those of classes left out."""
+    found = re.findall(r"Expected an? (<class.*?>|\S*Literal\[.*\]|tuple with \d+ elements)", inner)
+    return list(dict.fromkeys(_name_type(text) for text in found if "NoneType" not in text))
 
 
 def _flag_before(message: str, position: int) -> str:
@@ -109,11 +143,12 @@ def _flag_before(message: str, position: int) -> str:
 
 
 def _name_type(text: str) -> str:
-    """``Expected a <class 'int'>`` as people say it."""
-    literal = re.search(r"Literal\[(.*)\]", text)
-    if literal:
-        return f"one of {literal.group(1)}"
-    name = re.sub(r"Expected an? |<class '|'>", "", text)
+    """``<class 'int'>`` as people say it."""
+    if literal := re.search(r"Literal\[(.*)\]", text):
+        return f"one of {literal[1]}"
+    if several := re.fullmatch(r"tuple with (\d+) elements", text):
+        return f"a list of {several[1]}"
+    name = re.sub(r"<class '|'>", "", text)
     return KINDS.get(name.rpartition(".")[2], name)
 
 
@@ -144,7 +179,8 @@ def _explain_class(name: str, message: str, position: int) -> str:
     kinds = [base for base in bases if isinstance(base, type)]
     names = sorted({found for base in kinds for found in list_subclasses(base)})
     ours = sorted({found for base in kinds for found in list_subclasses(base, ("wae_lightning", "datamodules"))})
-    meant = suggest(name, ours, cutoff=0.6) or suggest(name, names, cutoff=0.6)
+    last = name.rpartition(".")[2]
+    meant = suggest(last, ours, cutoff=0.6) or suggest(last, names, cutoff=0.6)
     if not meant and 0 < len(names) <= 20:
         meant = f"; expected one of {', '.join(names)}"
     return f"{flag}: there is no class {name} for it{meant}"

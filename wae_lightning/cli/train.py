@@ -194,6 +194,9 @@ class Train(LightningCLI):
         chosen = any("ProgressBar" in callback.class_path for callback in callbacks if callback)
         if flags.enable_progress_bar is not False and not chosen:
             self.trainer_defaults["callbacks"].append(ProgressBar())
+        if flags.enable_checkpointing is False:
+            self.trainer_defaults["callbacks"].remove(self.last)
+            self.parser.callback_keys.remove("checkpoint")
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
         self.last.interval = self.config.checkpoint.train_time_interval
         self.choose_folder()
@@ -258,6 +261,12 @@ class Train(LightningCLI):
                 raise UsageError(f"{path}: it was trained by another config: {found}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return self._make_trainer(**kwargs)
+        except TypeError as error:  # what Lightning says of, for example, --devices many
+            raise UsageError(str(error)) from error
+
+    def _make_trainer(self, **kwargs: Any) -> Trainer:
         if self.folder is None:  # a trial run writes nothing
             trainer = super().instantiate_trainer(**kwargs)
         else:
@@ -374,7 +383,8 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     except (SIGTERMException, Stopped, KeyboardInterrupt) as stop:
         default = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
         number = (cli and cli.last.signal) or default
-        sentence = f"stopped by {number.name} while no training was under way"
+        saves = cli is None or cli.config.trainer.enable_checkpointing is not False
+        sentence = f"stopped by {number.name} {'while no training was under way' if saves else 'without a checkpoint'}"
         if cli is not None and cli.last.best_model_path and not cli.finished:
             command = resume_command(program, given, cli.last.best_model_path)
             sentence = f"stopped by {number.name} after step {cli.trainer.global_step}; go on with: {command}"
