@@ -11,8 +11,16 @@ import pytest
 import torch
 from helpers import perceptrons, pl
 from scipy.stats import chi2, kstest, multivariate_normal
+from sklearn.covariance import LedoitWolf
 from sklearn.mixture import GaussianMixture
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from wae_lightning import WAEGAN, WAEMMD
 from wae_lightning.lightning import EMAWeightAveraging
@@ -71,6 +79,18 @@ def test_covariances_of_few_codes_are_drawn_together():
     ours = fit_mixture(codes, validation).log_prob(test).mean().item()
     assert ours > theirs + 1
     assert ours == pytest.approx(truth.log_prob(test).mean().item(), abs=2.5)
+
+
+@pytest.mark.parametrize("n", [20, 60, 100, 300])
+def test_fewer_codes_than_dimensions_have_a_density_all_the_same(n):
+    """As good as that of a Gaussian whose covariance scikit-learn draws towards a sphere."""
+    spreads = torch.linspace(0.2, 2, 64).double()
+    codes, validation, test = (
+        torch.randn(m, 64, generator=torch.Generator().manual_seed(m)).double() * spreads for m in (n, 30, 1000)
+    )
+    expected = LedoitWolf().fit(codes.numpy())
+    theirs = multivariate_normal(expected.location_, expected.covariance_).logpdf(test.numpy()).mean()
+    assert fit_mixture(codes, validation).log_prob(test).mean() > theirs - 2
 
 
 def test_fitting_goes_on_from_a_known_mixture():
@@ -165,6 +185,16 @@ def test_each_label_has_a_mixture_of_its_own():
     # of labels without codes nothing is known
     flow.fit(torch.cat([codes, labels], 1)[:400], torch.cat([validation, labels], 1)[:400])
     assert all(torch.equal(flow.state_dict()[name][2:], value[2:]) for name, value in before.items())
+
+
+def test_a_label_that_is_not_among_the_validation_codes_is_fitted_all_the_same():
+    truth, labels = random_mixture(2), torch.eye(2, dtype=torch.float64)
+    codes, validation = (torch.cat([draws(truth, 400, seed), labels[1].expand(400, 2)], 1) for seed in (0, 1))
+    others = torch.cat([draws(truth, 400), labels[0].expand(400, 2)], 1)
+    flow = MixtureFlow(3, 2, condition_features=2).double()
+    assert flow.fit(torch.cat([codes, others]), others)
+    known = truth.log_prob(validation[:, :3]).mean()
+    assert flow.log_prob(validation[:, :3], validation[:, 3:]).mean() > known - 0.1
 
 
 @pytest.mark.parametrize("value", [-800.0, -30.0, 800.0, float("nan")])
@@ -412,6 +442,68 @@ def test_a_run_that_a_callback_stops_is_fitted_too(how, tmp_path):
     saved = torch.load(tmp_path / "fitted" / "last.ckpt", weights_only=False)["state_dict"]
     assert torch.equal(saved["flow.means"], fitted.flow.means) == (how == "time")
     assert sum("after the last checkpoint was written" in str(w.message) for w in caught) == (how == "early")
+
+
+@pytest.mark.parametrize("fit_flow", [0, 1])
+def test_a_best_checkpoint_from_before_the_fit_is_said(fit_flow, tmp_path):
+    best = pl.callbacks.ModelCheckpoint(tmp_path, "best-{epoch}", monitor="epoch", mode="min", save_last=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model(fit_flow=fit_flow), callbacks=[best, EpochNumber()])
+    assert best.best_model_path.endswith("best-epoch=0.ckpt")
+    said = [str(w.message) for w in caught if "written before the flow was fitted" in str(w.message)]
+    assert len(said) == (fit_flow == 0)
+    assert all(line.startswith(best.best_model_path) for line in said)
+
+
+class EpochNumber(pl.Callback):
+    """Logs the number of the epoch, of which the first one is the best."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("epoch", float(trainer.current_epoch))
+
+
+@pytest.mark.parametrize(
+    ("flags", "most"),
+    [
+        ({"fast_dev_run": True}, (20, 20)),
+        ({"limit_train_batches": 2, "limit_val_batches": 1}, (40, 20)),
+        ({"limit_train_batches": 0.1}, (20, 40)),
+        ({"overfit_batches": 1}, (20, 20)),
+        ({}, (200, 40)),
+    ],
+    ids=str,
+)
+def test_no_more_is_read_for_a_fit_than_the_trainer_takes(flags, most, monkeypatch):
+    fits = []
+    monkeypatch.setattr(MixtureFlow, "fit", lambda self, *codes: fits.append(tuple(map(len, codes))))
+    fit(model(fit_flow=0), epochs=1, **flags)
+    assert fits == [most, (5 * 2 * most[0], most[1])]
+
+
+def test_labels_of_which_there_are_too_few_codes_are_said():
+    flow = MixtureFlow(2, 4, condition_features=3)
+    codes = torch.cat([torch.randn(40, 2), torch.eye(3)[torch.tensor([0] * 38 + [2] * 2)]], 1)
+    callback = FitFlow(flow, CodeMemory(100), lambda batch: batch[0], every_n_epochs=0)
+    loader = DataLoader(TensorDataset(codes), 20)
+    with pytest.warns(UserWarning, match="not fitted for labels of which there are fewer than three codes: 1, 2$"):
+        pl.Trainer(max_epochs=1, callbacks=[callback], **QUIET).fit(Still(), loader, loader)
+
+
+class Still(pl.LightningModule):
+    """Has one weight, and learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx): ...
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("where", ["training", "validation"])

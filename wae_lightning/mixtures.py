@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Mixture", "fit_mixture"]
+__all__ = ["Mixture", "fit_mixture", "hold_out"]
 
 COMPONENTS = (1, 5, 20, 50, 100, 200)
 SHRINKAGES = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)
@@ -60,9 +60,10 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     Mixtures of 1, 5, 20, 50, 100 and 200 Gaussians are tried in this order, as long as more are better. Each starts
     from k-means; one more, beside them, from a mixture that is known already. Codes of many dimensions are few for a
     full covariance, so in each round each covariance is drawn towards their common mean,
-    :math:`(1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j` (J. Friedman, "Regularized discriminant analysis", JASA
-    1989), with the one of six :math:`\alpha` from 0 to 1 that suits the validation codes best. Rounds end when these
-    gain no more.
+    :math:`\Sigma_k(\alpha) = (1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j`, and then towards a sphere,
+    :math:`(1-\gamma)\,\Sigma_k(\alpha) + \gamma\,\mathrm{tr}\,\Sigma_k(\alpha)/d\;I` (J. Friedman, "Regularized
+    discriminant analysis", JASA 1989), each with the one of six shares from 0 to 1 that suits the
+    validation codes best. Rounds end when these gain no more.
 
     Args:
         codes: What is fitted to, (n, d), finite.
@@ -97,6 +98,12 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     return best
 
 
+def hold_out(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (n, d) to fit to, and those to judge by: every tenth, of fewer the last one."""
+    held_out = torch.arange(len(codes)) % 10 == min(9, len(codes) - 1)
+    return codes[~held_out], codes[held_out]
+
+
 def _maximised(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[Mixture, float]:
     """The best mixture on the way from shares (n, k) of codes in Gaussians, and its mean log-density on validation."""
     best, best_score = _best_shrunken(codes, validation, shares)
@@ -119,7 +126,15 @@ def _best_shrunken(codes: Tensor, validation: Tensor, shares: Tensor) -> tuple[M
     ]) + least * torch.eye(codes.shape[1], dtype=codes.dtype)  # fmt: skip
     weights = counts / counts.sum()
     common = torch.einsum("k,kij->ij", weights, covariances)
-    tried = [Mixture(weights, means, torch.lerp(covariances, common, alpha)) for alpha in SHRINKAGES]
-    scores = [float(mixture.log_prob(validation).mean()) for mixture in tried]
+    found, _ = _best_between(covariances, common, Mixture(weights, means, covariances), validation)
+    variances = found.covariances.diagonal(dim1=1, dim2=2).mean(1)
+    spheres = variances[:, None, None] * torch.eye(codes.shape[1], dtype=codes.dtype)
+    return _best_between(found.covariances, spheres, found, validation)
+
+
+def _best_between(start: Tensor, end: Tensor, mixture: Mixture, validation: Tensor) -> tuple[Mixture, float]:
+    """The best of a mixture with covariances on the way from some to others, and its score."""
+    tried = [mixture._replace(covariances=torch.lerp(start, end, share)) for share in SHRINKAGES]
+    scores = [float(one.log_prob(validation).mean()) for one in tried]
     best = max(range(len(tried)), key=scores.__getitem__)
     return tried[best], scores[best]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wae_lightning.mixtures import Mixture, fit_mixture
+from wae_lightning.mixtures import Mixture, fit_mixture, hold_out
 from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_float64, in_full_precision
 
@@ -256,7 +256,8 @@ class MixtureFlow(Flow):
 
         Args:
             codes: What it is fitted to, (n, d), or with conditions (n, d + p): codes beside one-hot vectors.
-            validation: What decides, (m, d) or (m, d + p).
+            validation: What decides, (m, d) or (m, d + p). For a label that is not among them, every tenth of its
+                codes does.
 
         Returns:
             Whether anything changed.
@@ -266,6 +267,8 @@ class MixtureFlow(Flow):
             own, seen, condition = codes, validation, None
             if self.condition_features:
                 own, seen = (x[x[:, self.dim + label] > 0.5] for x in (codes, validation))
+                if not len(seen):
+                    own, seen = hold_out(own)
                 if len(own) < 2 or not len(seen):
                     continue
                 own, seen, condition = own[:, : self.dim], seen[:, : self.dim], seen[:, self.dim :]

@@ -14,6 +14,7 @@ from torch import Tensor
 from wae_lightning.drawing import evaluation_mode
 from wae_lightning.lightning import Callback, LightningModule, Trainer, WeightAveraging, isolate_rng, rank_zero_warn
 from wae_lightning.memory import CodeMemory
+from wae_lightning.mixtures import hold_out
 from wae_lightning.networks import Flow, MixtureFlow
 from wae_lightning.training.batches import on_device
 
@@ -89,6 +90,12 @@ def _comes_once(loader: Any) -> bool:
     return isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator)
 
 
+def _best_checkpoints(trainer: Trainer) -> set[str]:
+    """The files of checkpoints that are kept for what they monitor."""
+    callbacks: list[Any] = [one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None)]
+    return {callback.best_model_path for callback in callbacks if callback.best_model_path}
+
+
 def _sums_of(model: LightningModule) -> Tensor:
     return torch.stack([parameter.detach().sum(dtype=torch.float32) for parameter in model.parameters()])
 
@@ -105,8 +112,10 @@ class FitFlow(Callback):
     examples they tell more. Of the trained and the fitted mixtures the one with the best mean log-density on codes of
     the (first) validation set stays, and is trained on. (Without a validation set, on every tenth of the codes, and
     none is fitted to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several
-    training loaders, or data that can be read only once, codes remembered from the latest steps serve instead. With
-    several processes the first one fits, to its own codes.
+    training loaders, or data that can be read only once, codes remembered from the latest steps serve instead; give
+    a validation set then, for there may be several of one example among them. What the trainer leaves out
+    (``limit_train_batches``, ``fast_dev_run``) is not read here either. With several processes the first one fits, to
+    its own codes.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -141,9 +150,11 @@ class FitFlow(Callback):
         self._columns = flow.dim + flow.condition_features
         self._seen: list[Tensor] = []
         self._fitted: Tensor | None = None  # what the weights were when the flow was fitted last, in short
+        self._too_early: set[str] = set()  # best checkpoints from before the first fit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fitted = None
+        self._too_early = _best_checkpoints(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,6 +179,11 @@ class FitFlow(Callback):
                     "the flow was fitted at the end of training, after the last checkpoint was written: its flow is "
                     "the one that was trained. Save the model once more, or fit it in each epoch (fit_flow 1)"
                 )
+        elif self.every_n_epochs is not None and (early := self._too_early & _best_checkpoints(trainer)):
+            rank_zero_warn(
+                f"{', '.join(sorted(early))}: written before the flow was fitted, so its flow is the one that was "
+                "trained. Fit it in each epoch (fit_flow 1)"
+            )
         self._judge()
 
     def _is_due(self, trainer: Trainer, model: LightningModule) -> bool:
@@ -179,6 +195,8 @@ class FitFlow(Callback):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, model: LightningModule) -> None:
+        if self._fitted is None:  # what was there when training began may have been fitted by an earlier run
+            self._too_early = _best_checkpoints(trainer) - self._too_early
         with averaged_weights(trainer, model):
             self._fit_to_codes(trainer, model)
             self._fitted = _sums_of(model)
@@ -193,26 +211,31 @@ class FitFlow(Callback):
         codes = remembered
         if not isinstance(loader, Mapping | Sequence) and not _comes_once(loader):
             most = max(MOST_CODES, CODES_OF_A_LABEL * flow.condition_features)
-            codes = self._encoded(trainer, model, loader, most)
+            batches = trainer.num_training_batches
+            codes = self._encoded(trainer, model, loader, batches, most)
         if len(codes) < 2:  # they came only once
             codes = remembered
         if trainer.enable_validation:
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             most = max(SEEN_CODES, 1000 * flow.condition_features)
             if not _comes_once(seen := _first(trainer.val_dataloaders)):
-                validation = self._encoded(trainer, model, seen, most)
+                validation = self._encoded(trainer, model, seen, trainer.num_val_batches[0], most)
         fitted_to = [codes]
         if validation is None or not len(validation):
-            held_out = torch.arange(len(codes)) % 10 == 9
-            fitted_to, validation = [codes[~held_out]], codes[held_out]
+            fitted, validation = hold_out(codes)
+            fitted_to = [fitted]
         elif not flow.condition_features and codes is not remembered and len(codes) < MOST_CODES:
-            augmented = self._encoded(trainer, model, loader, 2 * MOST_CODES, AUGMENTED_PASSES)
+            augmented = self._encoded(trainer, model, loader, batches, 2 * MOST_CODES, AUGMENTED_PASSES)
             if len(augmented):
                 as_often = codes.repeat(len(augmented) // len(codes) + 1, 1)[: len(augmented)]
                 fitted_to.append(torch.cat([as_often, augmented]))
         if len(fitted_to[0]) < 2 or not len(validation):
             rank_zero_warn("the flow is not fitted: there are fewer than two finite codes for it, or none to judge")
         elif trainer.is_global_zero:
+            rare = (codes[:, flow.dim :] > 0.5).sum(0) < 3
+            if rare.any():
+                labels = ", ".join(map(str, rare.nonzero().flatten().tolist()))
+                rank_zero_warn(f"the flow is not fitted for labels of which there are fewer than three codes: {labels}")
             for some in fitted_to:
                 flow.fit(some, validation)
         for parameter in flow.parameters():
@@ -221,13 +244,17 @@ class FitFlow(Callback):
             given = (validation[:, flow.dim :],) if flow.condition_features else ()
             self._seen = [self.scale * flow(validation[:, : flow.dim], *given)[0]]
 
-    def _encoded(self, trainer: Trainer, model: LightningModule, loader: Any, most: int, augmented: int = 0) -> Tensor:
-        """Finite codes of a set, at most about so many, in this many passes over augmented data if any.
+    def _encoded(
+        self, trainer: Trainer, model: LightningModule, loader: Any, batches: float, most: int, augmented: int = 0
+    ) -> Tensor:
+        """Finite codes of a set's first batches, at most about so many, in this many passes over augmented data if any.
 
         No trace is left in the random number generators.
         """
         found, read = [torch.empty(0, self._columns, device=model.device)], 0
-        passes = [] if loader is None else [loader] * max(augmented, 1)  # streams have no length to ask for
+        end = None if batches == float("inf") else int(batches)
+        one_pass = () if loader is None else loader  # streams have no length to ask for
+        passes = (itertools.islice(one_pass, end) for _ in range(max(augmented, 1)))
         with (
             isolated(loader),
             evaluation_mode(model),
