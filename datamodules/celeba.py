@@ -20,6 +20,7 @@ from datamodules.base import training_and_validation_rows
 from datamodules.cache import Cache, Sources, cache_key, md5_of, open_or_build
 from datamodules.cached_images import CachedImageDataModule, Pictures
 from datamodules.lists import read_picture_list
+from datamodules.pictures import SUFFIXES
 from wae_lightning.lightning import rank_zero_info
 
 __all__ = ["CelebADataModule"]
@@ -134,6 +135,11 @@ class CelebADataModule(CachedImageDataModule):
                     f"{packed}: CelebA as Parquet is not read. Write its pictures into a folder ("
                     "for i, row in enumerate(datasets.load_dataset(...)['train']): row['image'].save(f'faces/{i}.png')"
                     ") and train on that with --config folder_wae_mmd, or fetch pictures and lists as published"
+                )
+            if any(path.suffix.lower() in SUFFIXES for path in self.root.rglob("*")):
+                raise FileNotFoundError(
+                    f"{pictures}: no such folder, but {self.root} holds pictures; --config folder_wae_mmd "
+                    "(ImageFolderDataModule) trains on any"
                 )
             raise FileNotFoundError(
                 f"{pictures}: no such folder. Expected there the pictures 000001.jpg ..., and beside the folder "

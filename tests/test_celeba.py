@@ -285,6 +285,10 @@ def test_missing_folder_says_what_is_expected(tmp_path: Path) -> None:
         ValueError, match=r"00019.parquet: CelebA as Parquet is not read. Write its pictures into a fol"
     ):
         CelebADataModule(tmp_path).prepare_data()
+    (tmp_path / "data" / "holiday.JPG").touch()
+    (tmp_path / "data" / "train-00000-of-00019.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"img_align_celeba: no such folder, but .* --config folder_wae_mmd"):
+        CelebADataModule(tmp_path).prepare_data()
 
 
 @pytest.mark.parametrize("name", ["list_attr_celeba.txt", "list_eval_partition.txt"])

@@ -274,7 +274,8 @@ def test_a_monitor_that_is_not_logged_is_refused_before_training(flags, message,
     assert re.match(f"train.py: error: {message.replace('?', '[?]')}", last_line(capsys))
 
 
-def test_a_single_validation_image_is_too_few_for_the_mmd(empty_folder, capsys):
+def test_a_single_validation_image_is_too_few_for_the_mmd(empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("wae_lightning.WAE.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(SystemExit):
         train.main([*SHORT, *SMALL, "--data.val_fraction=0.0001", "--max_epochs=1"])
     assert "MMD needs at least 2 validation examples in a batch, found 1: give more data" in last_line(capsys)

@@ -118,7 +118,9 @@ class MonitorCheck(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         wanted = any(getattr(callback, "monitor", None) == "val/loss" for callback in callbacks)
-        missing = wanted and not trainer.sanity_checking and "val/loss" not in trainer.callback_metrics
+        # the check before training looks at two batches
+        all_seen = not trainer.sanity_checking or max(trainer.num_val_batches) <= trainer.num_sanity_val_steps
+        missing = wanted and all_seen and "val/loss" not in trainer.callback_metrics
         if isinstance(pl_module, WAE) and missing:
             raise UsageError(
                 f"{type(pl_module.penalty).__name__} needs at least 2 validation examples in a batch, found 1: give "
