@@ -48,7 +48,7 @@ class LabelDataModule(PairDataModule):
     def __init__(
         self,
         images: ImageDataModule | None = None,
-        class_names: list[str] | None = None,
+        class_names: list[str] | list[int] | None = None,
         root: str | Path | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -62,7 +62,7 @@ class LabelDataModule(PairDataModule):
     @functools.cached_property
     def pairs(self) -> Labels:
         """The labels; of a folder they are known once it is looked through."""
-        images, names, attributes = self.images, self.class_names, False
+        images, names, attributes = self.images, list(map(str, self.class_names or ())), False
         if isinstance(images, CelebADataModule):
             attributes = isinstance(images.attributes, list)
             names = names or (images.attributes if isinstance(images.attributes, list) else ["no", "yes"])

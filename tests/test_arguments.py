@@ -8,13 +8,14 @@ from datamodules import (
     CelebADataModule,
     HalfImageDataModule,
     ImageFolderDataModule,
+    LabelDataModule,
     MNISTDataModule,
     ModelNet40DataModule,
 )
-from wae_lightning import WAEMMD, PointNetWAE
+from wae_lightning import WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE, from_config
 from wae_lightning.costs import SquaredError
 from wae_lightning.kernels import RBF
-from wae_lightning.networks import ConvEncoder
+from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.penalties import MMD
 from wae_lightning.priors import Normal
 
@@ -27,7 +28,12 @@ from wae_lightning.priors import Normal
         (lambda: ModelNet40DataModule(scale=(0.8, 1, 1.2)), "scale must be a list of 2"),
         (lambda: ModelNet40DataModule(jitter="0.1"), "jitter must be a number, got '0.1'"),
         (lambda: ModelNet40DataModule(flip="no"), "flip must be true or false, got 'no'"),
-        (lambda: ModelNet40DataModule(rotate=1), "rotate must be true or false, got 1"),
+        (lambda: ModelNet40DataModule(rotate=2), "rotate must be true or false, got 2"),
+        (lambda: MNISTDataModule(root=5), "root must be a text or a Path or None, got 5"),
+        (lambda: CelebADataModule(".", channels=True), "channels must be one of 1, 3, got True"),
+        (lambda: WAEMMD(optimizer="Adam"), "optimizer must be something to call, as a class or None, got 'Adam'"),
+        (lambda: WAEMMD(image_shape=np.zeros((2, 2))), r"image_shape must be a list, .*, got array\(\[\[0., 0.\], \[0"),
+        (lambda: ConvDecoder(output_range=(0,)), "output_range must be a list of 2, each a number or None"),
         (lambda: ModelNet40DataModule(classes="chair"), "classes must be a list, each a text or None, got 'chair'"),
         (lambda: ModelNet40DataModule(batch_size=2.5), "batch_size must be a whole number, got 2.5"),
         (lambda: MNISTDataModule(batch_size=None), "batch_size must be a whole number, got None"),
@@ -61,14 +67,49 @@ def test_numbers_of_numpy_and_torch_count_as_pythons():
     assert ModelNet40DataModule(scale=[np.float32(0.5), 1], jitter=np.float32(0.5)).jitter == 0.5
 
 
-class Named(WAEMMD):
-    """Somebody's own, in which an argument of ours means something else."""
-
-    def __init__(self, latent_dim: str = "8", **kwargs):
-        super().__init__(latent_dim=int(latent_dim), **kwargs)
-
-
-def test_the_hints_of_other_peoples_classes_are_theirs_but_what_they_pass_on_is_ours():
-    assert Named("4").prior.latent_dim == Named(4).prior.latent_dim == 4
+@pytest.mark.parametrize("cls", [WAEGAN, ConditionalWAE])
+def test_what_our_classes_pass_on_is_judged_too(cls):
     with pytest.raises(ValueError, match="penalty_weight must be a number, got 'x'"):
-        Named(penalty_weight="x")
+        cls(penalty_weight="x")
+
+
+class Cost(WAEMMD):
+    """Takes a name and passes a cost on."""
+
+    def __init__(self, cost: str = "squared", **kwargs):
+        super().__init__(cost={"squared": SquaredError()}[cost], **kwargs)
+
+
+class Rate(Cost):
+    def __init__(self, rate: float = 1.0, **kwargs):
+        kwargs["penalty_weight"] = float(kwargs.get("penalty_weight", "1"))
+        super().__init__(**kwargs)
+
+
+def test_what_other_peoples_classes_convert_is_theirs():
+    model = Rate(cost="squared", penalty_weight="3")
+    assert isinstance(model.cost, SquaredError)
+    assert model.penalty_weight == 3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LabelDataModule(class_names=list(range(10))),
+        lambda: LabelDataModule(class_names=dict.fromkeys("ab").keys()),
+        lambda: ModelNet40DataModule(classes={"chair", "lamp"}),
+        lambda: PointNetWAE(invariance={"rotation"}),
+        lambda: ConvEncoder(channels=map(int, "48")),
+        lambda: MNISTDataModule(on_device=0, download=0),
+        lambda: WAEMMD(input_key=0, compile=None),
+        lambda: WAEMMD(cost=torch.nn.MSELoss()),
+    ],
+)
+def test_what_does_is_taken(make):
+    make()
+
+
+def test_configs_take_numbers_of_numpy_and_torch():
+    sizes = {"latent_dim": np.int64(4), "image_shape": np.array([1, 28, 28]), "penalty_weight": torch.tensor(2.0)}
+    model, data = from_config("mnist_wae_mmd", **sizes, data={"batch_size": torch.tensor(8), "on_device": np.False_})
+    assert (model.prior.latent_dim, model.penalty_weight, data.batch_size, data.on_device) == (4, 2.0, 8, False)

@@ -444,16 +444,39 @@ def test_a_run_that_a_callback_stops_is_fitted_too(how, tmp_path):
     assert sum("after the last checkpoint was written" in str(w.message) for w in caught) == (how == "early")
 
 
-@pytest.mark.parametrize("fit_flow", [0, 1])
-def test_a_best_checkpoint_from_before_the_fit_is_said(fit_flow, tmp_path):
-    best = pl.callbacks.ModelCheckpoint(tmp_path, "best-{epoch}", monitor="epoch", mode="min", save_last=True)
+@pytest.mark.parametrize(("mode", "fit_flow", "too_early"), [("min", 0, True), ("min", 1, False), ("max", 0, False)])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_best_checkpoint_from_before_the_fit_is_said(mode, fit_flow, too_early, resumed, tmp_path):
+    def callbacks():
+        best = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="epoch", mode=mode, enable_version_counter=False)
+        return [best, EpochNumber(), LastCheckpoint(folder=tmp_path)]
+
+    if resumed:
+        with pytest.raises(InterruptedError):
+            fit(model(fit_flow=fit_flow), callbacks=[*callbacks(), StopAt(2)])
+    last = tmp_path / "last.ckpt" if resumed else None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(model(fit_flow=fit_flow), callbacks=[best, EpochNumber()])
-    assert best.best_model_path.endswith("best-epoch=0.ckpt")
+        fit(model(fit_flow=fit_flow), callbacks=callbacks(), ckpt_path=last)
     said = [str(w.message) for w in caught if "written before the flow was fitted" in str(w.message)]
-    assert len(said) == (fit_flow == 0)
-    assert all(line.startswith(best.best_model_path) for line in said)
+    assert len(said) == too_early
+    assert all(line.startswith(f"{tmp_path}/best.ckpt: ") for line in said)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(model(fit_flow=fit_flow), epochs=4, callbacks=callbacks(), ckpt_path=tmp_path / "last.ckpt")
+    # the run before has fitted: the best one may have its fit
+    assert not [w for w in caught if "written before the flow was fitted" in str(w.message)]
+
+
+class StopAt(pl.Callback):
+    """Ends a run as its death would."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise InterruptedError
 
 
 class EpochNumber(pl.Callback):

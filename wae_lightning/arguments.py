@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -18,13 +20,14 @@ __all__ = ["check_arguments"]
 OURS = ("wae_lightning", "datamodules")
 PLAIN = (types.NoneType, bool, int, float, str, list, tuple, dict, type)
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
+LISTS = (list, tuple, Sequence)
 
 
 def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     """Refuses plain values, and classes, where the hints of our constructors ask for something else.
 
-    Numbers of NumPy and torch count as Python's, lists as tuples. Objects of other classes than the hints name may
-    still do: whoever uses them will see.
+    Numbers of NumPy and torch count as Python's, any collection as a list, 0 and 1 as false and true. Objects of other
+    classes than the hints name may still do: whoever uses them will see. A constructor that is not ours is not judged.
 
     Args:
         cls: What is to be made.
@@ -33,52 +36,69 @@ def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     Raises:
         ValueError: If one is refused.
     """
+    if not _is_ours(init := cls.__init__):  # type: ignore[misc]
+        return
     for name, value in given.arguments.items():
         kind = given.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
-            arguments, classes = value, cls.__mro__[1:]
+            hints, arguments = _inherited_hints(cls), value
         else:
-            arguments, classes = {name: value}, cls.__mro__[:1]
+            hints, arguments = _hints(init), {} if kind is inspect.Parameter.VAR_POSITIONAL else {name: value}
         for key, item in arguments.items():
-            hint = Any if kind is inspect.Parameter.VAR_POSITIONAL else _hints(classes).get(key, Any)
+            hint = hints.get(key, Any)
             if not _fits(item, hint):
-                raise ValueError(f"{key} must be {_text(hint)}, got {item!r:.100}")
+                raise ValueError(f"{key} must be {_text(hint)}, got {' '.join(f'{item!r:.100}'.split())}")
+
+
+def _is_ours(init: Any) -> bool:
+    return getattr(init, "__module__", "").partition(".")[0] in OURS
 
 
 @functools.cache
-def _hints(classes: tuple[type, ...]) -> dict[str, Any]:
-    """The hints of those constructors that are ours; the first class that names an argument counts."""
+def _hints(init: Any) -> dict[str, Any]:
+    """The hints of a constructor of ours; none if they cannot be had."""
+    try:
+        return get_type_hints(init)
+    except NameError:  # of a name that only type checkers import
+        return {}
+
+
+def _inherited_hints(cls: type) -> dict[str, Any]:
+    """The hints of what a class passes on to the classes that it is made from; the first that names one counts."""
     hints: dict[str, Any] = {}
-    for cls in classes:
-        init = getattr(cls, "__init__", None)  # also of a class that has none of its own
-        if getattr(init, "__module__", "").partition(".")[0] in OURS:
-            hints = get_type_hints(init) | hints
+    for init in (vars(base)["__init__"] for base in cls.__mro__[1:] if "__init__" in vars(base)):
+        if not _is_ours(init):
+            break
+        hints = _hints(init) | hints
     return hints
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.tolist()
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
+        value = value.item()
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if kind is Literal:
-        return any(value == one and isinstance(value, type(one)) for one in inner)
-    if kind is tuple:
-        return _is_list(value) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if kind in (list, Sequence):
-        return _is_list(value) and all(_fits(item, inner[0]) for item in value)
+        return any(value == one and isinstance(value, type(one)) and value is not True for one in inner)
+    if kind in LISTS:
+        if isinstance(value, Iterator):  # looking at it would use it up
+            return True
+        if isinstance(value, str | bytes | np.ndarray | torch.Tensor) or not isinstance(value, Collection):
+            return False
+        several = inner if kind is tuple and Ellipsis not in inner else inner[:1] * len(value)
+        return len(value) == len(several) and all(map(_fits, value, several))
+    if kind is Callable:
+        return callable(value)
+    if hint is Path:
+        return isinstance(value, os.PathLike)
     if hint in (int, float):
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if hint is bool and type(value) is int:
+        return value in (0, 1)
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return isinstance(value, hint) or not isinstance(value, PLAIN)
     return hint not in NAMES or isinstance(value, hint)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _text(hint: Any) -> str:
@@ -88,9 +108,10 @@ def _text(hint: Any) -> str:
         return " or ".join(map(_text, inner))
     if kind is Literal:
         return f"one of {', '.join(map(str, inner))}"
-    if kind is tuple:
-        return f"a list of {len(inner)}, each {_text(inner[0])}"
-    if kind in (list, Sequence):
-        return f"a list, each {_text(inner[0])}"
+    if kind in LISTS:
+        count = f" of {len(inner)}" if kind is tuple and Ellipsis not in inner else ""
+        return f"a list{count}, each {_text(inner[0])}"
+    if kind is Callable:
+        return "something to call, as a class"
     name = getattr(hint, "__name__", str(hint))
     return NAMES.get(hint) or f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -107,11 +107,11 @@ class WAE(RecordedModel, Steps):
         flow: Flow | None = None,
         flow_noise: float = 0.1,
         fit_flow: int | None = None,
-        compile: bool | str = False,
+        compile: bool | str | None = False,
         image_shape: Sequence[int] = (1, 28, 28),
         latent_dim: int | None = None,
         input_range: tuple[float, float] | None = (0.0, 1.0),
-        input_key: str = "image",
+        input_key: str | int = "image",
     ) -> None:
         super().__init__()
         self.record_arguments()
@@ -152,7 +152,7 @@ class WAE(RecordedModel, Steps):
         self.pretrain_steps = pretrain_steps
         self.gather_codes = gather_codes
         self.code_queue = code_queue
-        self.compile_mode = compile
+        self.compile_mode = compile or False
         self.memory = CodeMemory(max(REMEMBERED_CODES, code_queue))
         self._check_penalty()
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from argparse import ArgumentError
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from torch import nn
 
@@ -66,7 +69,7 @@ def from_config(
     try:
         content = read_config(config_file(str(name)))
         file = {group: content.get(group) for group in ("model", "data")}
-        changes = {"model": {"init_args": model}, "data": {"init_args": dict(data or {})}}
+        changes = {"model": {"init_args": _plain(model)}, "data": {"init_args": _plain(data or {})}}
         typed = {found for group, change in changes.items() for found in walk(change, group)}
         with warnings.catch_warnings():
             # jsonargparse has new names for two of the methods, which older versions lack
@@ -89,6 +92,12 @@ def from_config(
             sentence = f'{unknown[0]}; it is one of the data module: data={{"{unknown[1]}": ...}}'
         raise UsageError(f"from_config: {sentence}") from None
     return made.model, made.data
+
+
+def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of NumPy and torch as Python's, which the parser wants."""
+    kinds = np.generic | np.ndarray | torch.Tensor
+    return {name: value.tolist() if isinstance(value, kinds) else value for name, value in arguments.items()}
 
 
 def link_typed(config: Any, arguments: list[str]) -> None:

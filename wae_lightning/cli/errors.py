@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = ["UsageError", "explain_failure", "explain_mistake", "suggest"]
 
+UNTELLING = ("Problem with given", "Not a valid subclass", "a class path (", "a dict ")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 KINDS = PLAIN | {"Iterable": "a list", "Sequence": "a list", "list": "a list", "tuple": "a list", "dict": "a mapping"}
@@ -67,7 +68,7 @@ def explain_mistake(message: str, given: Sequence[str] = ()) -> str:
             flag for flag, following in zip(given, [*given[1:], "--"], strict=True)
             if flag.startswith(f"--{alone[1]}") and "=" not in flag and following.startswith("--")
         ]  # fmt: skip
-        return f"{flags[0] if flags else f'--{alone[1]}'} needs a value"
+        sentence = f"{flags[0] if flags else f'--{alone[1]}'} needs a value"
     for name in set(re.findall(r"--trainer\.(\w+)", sentence)):
         if any(argument.startswith(f"--{name}") for argument in given):
             sentence = sentence.replace(f"--trainer.{name}", f"--{name}")
@@ -89,7 +90,9 @@ def _explain(message: str) -> str:
     no_class = re.search(r"Expected a dot import path string: (\S+)", message) or re.search(
         r"given class_path '([\w.]+)':\s+(?:No module named|module '[\w.]+' has no attribute)", message
     )
-    missing = re.search(r"given class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)", message)
+    required = r"the following arguments are required: ([\w, ]+)"
+    missing = re.search(rf"given class_path '[\w.]*?(\w+)':\s+{required}", message)
+    to_call = re.search(rf"callable class: {required}\n[\s\S]*?class_path='[\w.]*?(\w+)'", message)
     left_out = re.search(r"but \S+ is abstract.*?NestedArg\(key='([\w.]+)'", message, re.DOTALL)
     if option and not _has_argument(option[1], message):
         return _explain_option(option.group(1), message, option.start())
@@ -97,15 +100,22 @@ def _explain(message: str) -> str:
         flag = _flag_before(message, missing.start())
         name = missing.group(2).partition(",")[0]
         return f"{flag}: {missing.group(1)} needs {missing.group(2)}; give it with {flag}.{name}"
+    if to_call:
+        flag = _flag_before(message, to_call.start())
+        return f"{flag}: {to_call[2]} needs {to_call[1]}; give it with {flag}.{to_call[1].partition(',')[0]}"
     if left_out and not _has_argument(left_out[1], message):
         return _left_out(_flag_before(message, left_out.start()), left_out.group(1))
-    if no_class and not set(_expected_kinds(_innermost(message))) & set(PLAIN.values()):
+    if no_class and not set(_expected_kinds(_innermost(message))) & {PLAIN["int"], PLAIN["float"]}:
         return _explain_class(no_class.group(1), message, no_class.start())
     flag = _flag_before(message, len(message))
     # The types that were tried are listed one by one; None and the class as a whole tell nothing
     tried = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    telling = [text for text in tried if "<class 'NoneType'>" not in text and not text.startswith("Problem with given")]
-    reason = _explain_value(message) or (telling[-1] if telling else " ".join(message.split()))
+    telling = [text for text in tried if "<class 'NoneType'>" not in text and not text.startswith(UNTELLING)]
+    no_subclass = re.search(r"Not a valid subclass of (\w+)[\s\S]*?(?:Given|Got) value: (.*)", message)
+    last = re.sub("Type .* expects a function or a callable class: ", "", telling[-1]) if telling else ""
+    reason = _explain_value(message) or last or " ".join(message.split())
+    if no_subclass and not last:
+        reason = f"expected a {no_subclass[1]}, got {no_subclass[2]}"
     return f"{flag}: {reason}" if flag and flag[2:] not in reason else reason
 
 
@@ -125,8 +135,7 @@ def _explain_value(message: str) -> str | None:
 def _innermost(message: str) -> str:
     """What a message says of the innermost argument: the lines that are indented below its name."""
     first, *lines = message[message.rfind("\n", 0, max(message.rfind("Parser key "), 0)) + 1 :].splitlines()
-    depth = len(first) - len(first.lstrip())
-    inside = itertools.takewhile(lambda line: not line.strip() or len(line) - len(line.lstrip()) > depth, lines)
+    inside = itertools.takewhile(lambda line: not line.strip() or _indentation(line) > _indentation(first), lines)
     return "\n".join([first, *inside])
 
 
@@ -138,8 +147,16 @@ def _expected_kinds(inner: str) -> list[str]:
 
 def _flag_before(message: str, position: int) -> str:
     """The flag that the nested keys before a place in a message make up; empty without any."""
-    keys = re.findall(r'Parser key "([^"]+)"', message[:position])
-    return "--" + ".".join(keys) if keys else ""
+    keys: list[tuple[int, str]] = []
+    for line in message[:position].splitlines():
+        if key := re.search(r'Parser key "([^"]+)"', line):
+            depth = _indentation(line)
+            keys = [(outer, name) for outer, name in keys if outer < depth] + [(depth, key[1])]
+    return "--" + ".".join(name for _, name in keys) if keys else ""
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _name_type(text: str) -> str:
@@ -215,6 +232,8 @@ def explain_failure(error: Exception, batch_size: int | None = None) -> str | No
         return f"{file}{error.strerror}" if error.strerror else message
     if isinstance(error, ModuleNotFoundError):
         return " ".join(message.split())  # Lightning's loggers and accelerators say what to install
+    if message.startswith("Unrecognized mode="):
+        return f"--model.compile: {message}"
     if isinstance(error, FloatingPointError) or "returned nan values" in message:
         return message
     return None

@@ -199,6 +199,9 @@ class Train(LightningCLI):
         if flags.enable_checkpointing is False:
             self.trainer_defaults["callbacks"].remove(self.last)
             self.parser.callback_keys.remove("checkpoint")
+        for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
+            if flags[name] == 0:
+                raise UsageError(f"--{name} must be at least 1, got 0")
         self.last.every_n_steps = self.config.checkpoint.every_n_train_steps
         self.last.interval = self.config.checkpoint.train_time_interval
         self.choose_folder()
@@ -213,7 +216,8 @@ class Train(LightningCLI):
             self.config.ckpt_path = str(path)
             self.checkpoint = read_checkpoint(path)
             run = path.resolve().parents[1]
-            if path.parent.name == "checkpoints" and run.parent == runs.resolve():
+            own = path.parent.name == "checkpoints" and run.parent == runs.resolve()
+            if own and flags.enable_checkpointing is not False:  # else its files would not be of its checkpoints
                 resumed = runs / run.name
         if flags.fast_dev_run:
             flags.logger = False
@@ -382,10 +386,14 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     except (UsageError, MisconfigurationException, FileNotFoundError, ValueError, ArgumentError) as error:
         print(f"{program}: error: {explain_mistake(str(error), given)}", file=sys.stderr)
         sys.exit(2)
-    except (SIGTERMException, Stopped, KeyboardInterrupt) as stop:
-        default = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+    except (SIGTERMException, SystemExit, KeyboardInterrupt) as stop:
+        interrupted = cli is not None and hasattr(cli, "trainer") and cli.trainer.interrupted  # Lightning then exits
+        if type(stop) is SystemExit and not interrupted:
+            raise
+        default = signal.SIGTERM if isinstance(stop, SIGTERMException | Stopped) else signal.SIGINT
         number = (cli and cli.last.signal) or default
-        saves = cli is None or cli.config.trainer.enable_checkpointing is not False
+        flags = None if cli is None else cli.config.trainer
+        saves = flags is None or not (flags.enable_checkpointing is False or flags.fast_dev_run)
         sentence = f"stopped by {number.name} {'while no training was under way' if saves else 'without a checkpoint'}"
         if cli is not None and cli.last.best_model_path and not cli.finished:
             command = resume_command(program, given, cli.last.best_model_path)

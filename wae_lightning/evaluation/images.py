@@ -232,14 +232,14 @@ def shown(model: WAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     return (in_unit_range(model, images) for images in batches)
 
 
-def read_test_images(data: Any, device: torch.device | str = "cpu", key: str = "image") -> Iterator[Tensor]:
+def read_test_images(data: Any, device: torch.device | str = "cpu", key: str | int = "image") -> Iterator[Tensor]:
     """The images of the test set, in float batches; of dictionaries, what stands under ``key``."""
     for batch in batches_of(data.test_dataloader()):
         yield input_of(data.on_after_batch_transfer(batch, 0), key).to(device)
 
 
 def read_training_images(
-    data: Any, count: int, device: torch.device | str = "cpu", key: str = "image"
+    data: Any, count: int, device: torch.device | str = "cpu", key: str | int = "image"
 ) -> Iterator[Tensor]:
     """``count`` images of the training set (all of them, if there are fewer), in float batches."""
     for batch in batches_of(data.train_dataloader()):

@@ -283,7 +283,7 @@ class ConvDecoder(nn.Module, Part):
         hidden: Sequence[int] = (),
         last_stride: Literal[1, 2] = 1,
         init_std: float | None = None,
-        output_range: Sequence[float] | None = (0.0, 1.0),
+        output_range: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
         self.output_range = output_range

@@ -133,7 +133,7 @@ class ResidualDecoder(nn.Module, Part):
         channels: Sequence[int] = (32, 64, 128),
         patch: int = 4,
         blocks: int = 1,
-        output_range: Sequence[float] | None = (0.0, 1.0),
+        output_range: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
         self.output_range = output_range

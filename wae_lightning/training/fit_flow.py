@@ -90,10 +90,10 @@ def _comes_once(loader: Any) -> bool:
     return isinstance(loader, Iterator) or isinstance(getattr(loader, "dataset", None), Iterator)
 
 
-def _best_checkpoints(trainer: Trainer) -> set[str]:
-    """The files of checkpoints that are kept for what they monitor."""
+def _best_checkpoints(trainer: Trainer) -> set[tuple[str, float]]:
+    """The files of checkpoints that are kept for what they monitor, and the values of that."""
     callbacks: list[Any] = [one for one in trainer.checkpoint_callbacks if getattr(one, "monitor", None)]
-    return {callback.best_model_path for callback in callbacks if callback.best_model_path}
+    return {(one.best_model_path, float(one.best_model_score)) for one in callbacks if one.best_model_path}
 
 
 def _sums_of(model: LightningModule) -> Tensor:
@@ -114,8 +114,8 @@ class FitFlow(Callback):
     none is fitted to augmented ones, which are of these examples, too. Nor is one of labels.) Where there are several
     training loaders, or data that can be read only once, codes remembered from the latest steps serve instead; give
     a validation set then, for there may be several of one example among them. What the trainer leaves out
-    (``limit_train_batches``, ``fast_dev_run``) is not read here either. With several processes the first one fits, to
-    its own codes.
+    (``limit_train_batches``, ``fast_dev_run``) is not read here either. A data set that counts what is read, or draws
+    from a generator of its own, notices these passes. With several processes the first one fits, to its own codes.
 
     At the end of the last validation of a run, or of a ``trainer.validate``, one line warns if the flow's codes of
     validation data are no draws from a normal distribution by :func:`distance_from_normal`: then draws from the prior
@@ -150,11 +150,18 @@ class FitFlow(Callback):
         self._columns = flow.dim + flow.condition_features
         self._seen: list[Tensor] = []
         self._fitted: Tensor | None = None  # what the weights were when the flow was fitted last, in short
-        self._too_early: set[str] = set()  # best checkpoints from before the first fit
+        self._fitted_before = False  # by a run that this one goes on from
+        self._too_early: set[tuple[str, float]] = set()  # best checkpoints from before the first fit
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"fitted": self._fitted_before or self._fitted is not None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._fitted_before = state_dict["fitted"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fitted = None
-        self._too_early = _best_checkpoints(trainer)
+        self._too_early = _best_checkpoints(trainer) if self._fitted_before else set()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -181,8 +188,8 @@ class FitFlow(Callback):
                 )
         elif self.every_n_epochs is not None and (early := self._too_early & _best_checkpoints(trainer)):
             rank_zero_warn(
-                f"{', '.join(sorted(early))}: written before the flow was fitted, so its flow is the one that was "
-                "trained. Fit it in each epoch (fit_flow 1)"
+                f"{', '.join(path for path, _ in sorted(early))}: written before the flow was fitted, so its flow is "
+                f"the one that was trained{'' if self.every_n_epochs == 1 else '; fit_flow 1 fits it in each epoch'}"
             )
         self._judge()
 
@@ -195,7 +202,7 @@ class FitFlow(Callback):
 
     @torch.no_grad()
     def _fit(self, trainer: Trainer, model: LightningModule) -> None:
-        if self._fitted is None:  # what was there when training began may have been fitted by an earlier run
+        if self._fitted is None:
             self._too_early = _best_checkpoints(trainer) - self._too_early
         with averaged_weights(trainer, model):
             self._fit_to_codes(trainer, model)

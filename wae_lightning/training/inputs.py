@@ -13,7 +13,7 @@ from wae_lightning.lightning import Callback, LightningModule, Trainer
 __all__ = ["CheckInputs", "check_image_shape", "check_positive", "check_range", "check_shape", "input_of", "one_hot"]
 
 
-def input_of(batch: Any, key: str) -> Tensor:
+def input_of(batch: Any, key: str | int) -> Tensor:
     """The input in a batch: the batch itself, its first element, or what a dictionary has under ``key``.
 
     Raises:
