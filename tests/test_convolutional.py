@@ -218,7 +218,7 @@ def test_initial_weights_have_the_standard_deviation_asked_for():
         (lambda: ConvEncoder(width=0), "width must be positive and finite, got 0"),
         (lambda: ConvEncoder(channels=()), r"channels must be one or more positive numbers, got \(\)"),
         (lambda: ConvDecoder(hidden=(8, 0)), "hidden must be at least 1, got 0"),
-        (lambda: ConvDecoder(last_stride=3), "last_stride must be 1 or 2, got 3"),
+        (lambda: ConvDecoder(last_stride=3), "last_stride must be one of 1, 2, got 3"),
         (lambda: ConvEncoder(kernel_size=1), "kernel_size - 1 must be at least 1, got 0"),
     ],
 )

@@ -84,12 +84,12 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in LISTS:
         if isinstance(value, Iterator):  # looking at it would use it up
             return True
-        if isinstance(value, str | bytes | np.ndarray | torch.Tensor) or not isinstance(value, Collection):
+        if isinstance(value, str | bytes) or not isinstance(value, Collection):
             return False
         several = inner if kind is tuple and Ellipsis not in inner else inner[:1] * len(value)
         return len(value) == len(several) and all(map(_fits, value, several))
     if kind is Callable:
-        return callable(value)
+        return callable(value) or not isinstance(value, str | int | float)
     if hint is Path:
         return isinstance(value, os.PathLike)
     if hint in (int, float):

@@ -118,10 +118,10 @@ class MonitorCheck(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         wanted = any(getattr(callback, "monitor", None) == "val/loss" for callback in callbacks)
-        # the check before training looks at two batches
-        all_seen = not trainer.sanity_checking or max(trainer.num_val_batches) <= trainer.num_sanity_val_steps
-        missing = wanted and all_seen and "val/loss" not in trainer.callback_metrics
-        if isinstance(pl_module, WAE) and missing:
+        examples = getattr(trainer.datamodule, "val_set", [])  # type: ignore[attr-defined]
+        # the check before training sees few batches, but a single example at once
+        missing = (not trainer.sanity_checking or len(examples) == 1) and "val/loss" not in trainer.callback_metrics
+        if isinstance(pl_module, WAE) and wanted and missing:
             raise UsageError(
                 f"{type(pl_module.penalty).__name__} needs at least 2 validation examples in a batch, found 1: give "
                 "more data, or a larger --data.val_fraction"

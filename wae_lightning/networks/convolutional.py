@@ -291,7 +291,7 @@ class ConvDecoder(nn.Module, Part):
         _positive_features("latent_dim", latent_dim)
         _positive_features("kernel_size - 1", kernel_size - 1)
         if last_stride not in (1, 2):
-            raise ValueError(f"last_stride must be 1 or 2, got {last_stride}")
+            raise ValueError(f"last_stride must be one of 1, 2, got {last_stride}")
         if channels is None:
             doublings = max(round(math.log2(max(size) / 8)), 1)
             channels = [1024 // last_stride // 2**i for i in range(doublings + 2 - last_stride)]
