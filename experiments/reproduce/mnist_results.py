@@ -32,6 +32,7 @@ ORIGINAL = [
 # the paper's latent units, for a Gaussian and for a deterministic encoder
 EIGHT = ["--model.latent_dim=8", "--model.encoder.latent_dim=16", "--model.decoder.latent_dim=8"]
 UNITS_24 = [f"--model.{name}=24" for name in ("latent_dim", "encoder.latent_dim", "decoder.latent_dim", "flow.dim")]
+TWICE_AS_WIDE = ["--model.encoder.width=0.25", "--model.decoder.width=0.25"]
 EIGHT_DETERMINISTIC = ["--model.latent_dim=8", "--model.encoder.latent_dim=8", "--model.decoder.latent_dim=8"]
 NO_FLOW = ["--model.flow=null"]
 # the paper's networks have no fully connected layers next to the code
@@ -121,6 +122,16 @@ ROWS = (
         for weight in ("0.1", "0.02")
     }
     | {"mnist_wae_mmd, 24 units, lambda 0.1": ["--config=mnist_wae_mmd", "--model.penalty_weight=0.1", *UNITS_24]}
+    | {
+        "mnist_wae_mmd, 24 units, twice as wide, lambda 0.1": [
+            "--config=mnist_wae_mmd",
+            "--model.penalty_weight=0.1",
+            *UNITS_24,
+            *TWICE_AS_WIDE,
+            "--model.flow.components=500",
+            "--precision=bf16-mixed",
+        ]
+    }
     | {"mnist_wae_gan, no flow, lambda 1": ["--config=mnist_wae_gan", "--model.penalty_weight=1", *NO_FLOW]}
     | {
         "mnist_wae_mmd, learned noise": [

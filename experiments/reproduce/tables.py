@@ -75,6 +75,9 @@ LONGER = {
     "`mnist_wae_mmd`, λ = 0.1": ("mnist_wae_mmd, lambda 0.1, 155 epochs",),
     "`mnist_wae_mmd`, λ = 0.02": ("mnist_wae_mmd, lambda 0.02, 140 epochs",),
     "`mnist_wae_mmd`, λ = 0.1, 24 units": ("mnist_wae_mmd, 24 units, lambda 0.1, 125 epochs",),
+    "`mnist_wae_mmd`, λ = 0.1, 24 units, networks twice as wide, 500 Gaussians": (
+        "mnist_wae_mmd, 24 units, twice as wide, lambda 0.1, 100 epochs",
+    ),
     "`mnist_wae_gan`": ("mnist_wae_gan, 8 epochs", "mnist_wae_gan, 135 epochs"),
     "WAE-MMD": ("WAE-MMD, 2 epochs", "WAE-MMD, batches of 200, 9 epochs", "WAE-MMD, 120 epochs"),
     "WAE-GAN": ("WAE-GAN, 2 epochs", "WAE-GAN, batches of 200, 8 epochs", "WAE-GAN, 110 epochs"),
