@@ -139,7 +139,8 @@ class CelebADataModule(CachedImageDataModule):
             if any(path.suffix.lower() in SUFFIXES for path in self.root.rglob("*")):
                 raise FileNotFoundError(
                     f"{pictures}: no such folder, but {self.root} holds pictures; --config folder_wae_mmd "
-                    "(ImageFolderDataModule) trains on any"
+                    "(ImageFolderDataModule) trains on any. Of CelebA, the pictures 000001.jpg ... are expected there, "
+                    "and beside the folder list_attr_celeba.txt and list_eval_partition.txt (or .csv)"
                 )
             raise FileNotFoundError(
                 f"{pictures}: no such folder. Expected there the pictures 000001.jpg ..., and beside the folder "

@@ -79,7 +79,7 @@ def _fits(value: Any, hint: Any) -> bool:
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if kind is Literal:
+    if kind is Literal:  # True equals 1
         return any(value == one and isinstance(value, type(one)) and value is not True for one in inner)
     if kind in LISTS:
         if isinstance(value, Iterator):  # looking at it would use it up

@@ -62,8 +62,8 @@ def fit_mixture(codes: Tensor, validation: Tensor, most: int = 100, start: Mixtu
     full covariance, so in each round each covariance is drawn towards their common mean,
     :math:`\Sigma_k(\alpha) = (1-\alpha)\,\Sigma_k + \alpha \sum_j w_j \Sigma_j`, and then towards a sphere,
     :math:`(1-\gamma)\,\Sigma_k(\alpha) + \gamma\,\mathrm{tr}\,\Sigma_k(\alpha)/d\;I` (J. Friedman, "Regularized
-    discriminant analysis", JASA 1989), each with the one of six shares from 0 to 1 that suits the
-    validation codes best. Rounds end when these gain no more.
+    discriminant analysis", JASA 1989), each with the one of six shares from 0 to 1 that suits the validation codes
+    best. Rounds end when these gain no more.
 
     Args:
         codes: What is fitted to, (n, d), finite.

@@ -90,19 +90,17 @@ def _explain(message: str) -> str:
     no_class = re.search(r"Expected a dot import path string: (\S+)", message) or re.search(
         r"given class_path '([\w.]+)':\s+(?:No module named|module '[\w.]+' has no attribute)", message
     )
-    required = r"the following arguments are required: ([\w, ]+)"
-    missing = re.search(rf"given class_path '[\w.]*?(\w+)':\s+{required}", message)
-    to_call = re.search(rf"callable class: {required}\n[\s\S]*?class_path='[\w.]*?(\w+)'", message)
+    required = r"the following arguments are required: (?P<names>[\w, ]+)"
+    missing = re.search(rf"given class_path '[\w.]*?(?P<cls>\w+)':\s+{required}", message) or re.search(
+        rf"callable class: {required}\n[\s\S]*?class_path='[\w.]*?(?P<cls>\w+)'", message
+    )
     left_out = re.search(r"but \S+ is abstract.*?NestedArg\(key='([\w.]+)'", message, re.DOTALL)
     if option and not _has_argument(option[1], message):
         return _explain_option(option.group(1), message, option.start())
     if missing:
         flag = _flag_before(message, missing.start())
-        name = missing.group(2).partition(",")[0]
-        return f"{flag}: {missing.group(1)} needs {missing.group(2)}; give it with {flag}.{name}"
-    if to_call:
-        flag = _flag_before(message, to_call.start())
-        return f"{flag}: {to_call[2]} needs {to_call[1]}; give it with {flag}.{to_call[1].partition(',')[0]}"
+        first = missing["names"].partition(",")[0]
+        return f"{flag}: {missing['cls']} needs {missing['names']}; give it with {flag}.{first}"
     if left_out and not _has_argument(left_out[1], message):
         return _left_out(_flag_before(message, left_out.start()), left_out.group(1))
     if no_class and not set(_expected_kinds(_innermost(message))) & {PLAIN["int"], PLAIN["float"]}:

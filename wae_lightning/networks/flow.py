@@ -257,7 +257,7 @@ class MixtureFlow(Flow):
         Args:
             codes: What it is fitted to, (n, d), or with conditions (n, d + p): codes beside one-hot vectors.
             validation: What decides, (m, d) or (m, d + p). For a label that is not among them, every tenth of its
-                codes does.
+                codes does. A label with fewer than three codes is left as it is.
 
         Returns:
             Whether anything changed.
@@ -267,10 +267,10 @@ class MixtureFlow(Flow):
             own, seen, condition = codes, validation, None
             if self.condition_features:
                 own, seen = (x[x[:, self.dim + label] > 0.5] for x in (codes, validation))
+                if len(own) < 3:
+                    continue
                 if not len(seen):
                     own, seen = hold_out(own)
-                if len(own) < 2 or not len(seen):
-                    continue
                 own, seen, condition = own[:, : self.dim], seen[:, : self.dim], seen[:, self.dim :]
             fitted = fit_mixture(own, seen, self.components, start=self.mixture(label))
             own_density, density = self.log_prob(seen, condition).mean(), fitted.log_prob(seen.cpu().double()).mean()
