@@ -15,7 +15,7 @@ from datamodules import (
 from wae_lightning import WAEGAN, WAEMMD, ConditionalWAE, PointNetWAE, from_config
 from wae_lightning.costs import SquaredError
 from wae_lightning.kernels import RBF
-from wae_lightning.networks import ConvDecoder, ConvEncoder
+from wae_lightning.networks import ConditionalMLPEncoder, ConvDecoder, ConvEncoder, FullyConnectedDecoder, UNetDecoder
 from wae_lightning.penalties import MMD
 from wae_lightning.priors import Normal
 
@@ -52,6 +52,17 @@ from wae_lightning.priors import Normal
         (lambda: WAEMMD(encoder=ConvEncoder), "encoder must be a Module or None, got <class"),
         (lambda: PointNetWAE(latent_dim=2.0), "latent_dim must be a whole number or None, got 2.0"),
         (lambda: Normal(2.0), "latent_dim must be a whole number, got 2.0"),
+        (lambda: WAEMMD(prior=torch.distributions.Normal(0, 1)), r"prior must be a Prior or None, got Normal\("),
+        (
+            lambda: ConditionalWAE(prior=torch.distributions.Normal(0, 1)),
+            r"prior must be a Prior or None, got Normal\(",
+        ),
+        (lambda: WAEMMD(penalty=torch.nn.MSELoss()), r"penalty must be a Penalty or None, got MSELoss\(\)"),
+        (lambda: WAEMMD(noise=torch.nn.Dropout(0.1)), r"noise must be an EncoderNoise or None, got Dropout\("),
+        (lambda: WAEMMD(flow=torch.nn.Linear(8, 8)), r"flow must be a Flow or None, got Linear\("),
+        (lambda: ConvEncoder(channels=map(int, "48")), "channels must be a list, each a whole number, got <map"),
+        (lambda: FullyConnectedDecoder(hidden=torch.tensor([8, 16])), "hidden must be a list, .*, got tensor"),
+        (lambda: MMD(kernel=torch.nn.ReLU()), "kernel must be a Kernel or"),
         (lambda: MMD(kernel="rbf"), "kernel must be a Kernel or None, got 'rbf'"),
         (lambda: RBF(bandwidth=[1]), r"bandwidth must be a number or None, got \[1\]"),
     ],
@@ -99,10 +110,12 @@ def test_what_other_peoples_classes_convert_is_theirs():
         lambda: LabelDataModule(class_names=dict.fromkeys("ab").keys()),
         lambda: ModelNet40DataModule(classes={"chair", "lamp"}),
         lambda: PointNetWAE(invariance={"rotation"}),
-        lambda: ConvEncoder(channels=map(int, "48")),
+        lambda: ConditionalMLPEncoder(hidden=np.array([8, 16])),
         lambda: MNISTDataModule(on_device=0, download=0),
         lambda: WAEMMD(input_key=0, compile=None),
-        lambda: WAEMMD(cost=torch.nn.MSELoss()),
+        lambda: WAEMMD(image_shape=np.array([1, 32, 32]), input_range=np.array([-1.0, 1.0])),
+        lambda: ConvEncoder(channels=np.array([8, 16])),
+        lambda: UNetDecoder(channels=np.array([4, 8])),
     ],
 )
 def test_what_does_is_taken(make):
@@ -113,3 +126,24 @@ def test_configs_take_numbers_of_numpy_and_torch():
     sizes = {"latent_dim": np.int64(4), "image_shape": np.array([1, 28, 28]), "penalty_weight": torch.tensor(2.0)}
     model, data = from_config("mnist_wae_mmd", **sizes, data={"batch_size": torch.tensor(8), "on_device": np.False_})
     assert (model.prior.latent_dim, model.penalty_weight, data.batch_size, data.on_device) == (4, 2.0, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("cost", "shape"),
+    [(torch.nn.MSELoss(), r"\(\)"), (torch.nn.MSELoss(reduction="none"), r"\(4, 1, 28, 28\)")],
+)
+def test_costs_that_are_not_one_number_per_example_are_refused(cost, shape):
+    """Their mean would be another multiple of the cost, and lambda would weigh another thing."""
+    model, x = WAEMMD(cost=cost), torch.rand(4, 1, 28, 28)
+    with pytest.raises(ValueError, match=f"one number for each of the 4 examples, .* MSELoss gave shape {shape}"):
+        model.terms(x, model.draw_codes(x))
+
+
+def test_any_module_that_gives_one_number_per_example_is_a_cost():
+    class Theirs(torch.nn.Module):
+        def forward(self, x, y):
+            return (x - y).square().flatten(1).sum(1)
+
+    model, x = WAEMMD(cost=Theirs()).eval(), torch.rand(4, 1, 28, 28)
+    expected = (x - model(x)).square().sum() / 4
+    torch.testing.assert_close(model.terms(x, model.draw_codes(x))["cost"], expected)

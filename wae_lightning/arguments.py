@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,13 +21,15 @@ OURS = ("wae_lightning", "datamodules")
 PLAIN = (types.NoneType, bool, int, float, str, list, tuple, dict, type)
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
 LISTS = (list, tuple, Sequence)
+ONLY_CALLED = ("Cost",)  # any module whose result is right will do
 
 
 def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     """Refuses plain values, and classes, where the hints of our constructors ask for something else.
 
-    Numbers of NumPy and torch count as Python's, any collection as a list, 0 and 1 as false and true. Objects of other
-    classes than the hints name may still do: whoever uses them will see. A constructor that is not ours is not judged.
+    Numbers of NumPy and torch count as Python's, NumPy's arrays and any collection as a list, 0 and 1 as false and true.
+    Where a hint names a part of ours (a prior, a penalty), an object must be one, or of a subclass; where it names
+    another class, any object may do: whoever uses it will see. A constructor that is not ours is not judged.
 
     Args:
         cls: What is to be made.
@@ -82,10 +84,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Literal:  # True equals 1
         return any(value == one and isinstance(value, type(one)) and value is not True for one in inner)
     if kind in LISTS:
-        if isinstance(value, Iterator):  # looking at it would use it up
-            return True
-        if isinstance(value, str | bytes) or not isinstance(value, Collection):
-            return False
+        if isinstance(value, str | bytes | torch.Tensor) or not isinstance(value, Collection):
+            return False  # iterators, too: the first look would use them up
         several = inner if kind is tuple and Ellipsis not in inner else inner[:1] * len(value)
         return len(value) == len(several) and all(map(_fits, value, several))
     if kind is Callable:
@@ -96,6 +96,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     if hint is bool and type(value) is int:
         return value in (0, 1)
+    if isinstance(hint, type) and _is_ours(hint) and hint.__name__ not in ONLY_CALLED:
+        return isinstance(value, hint)
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return isinstance(value, hint) or not isinstance(value, PLAIN)
     return hint not in NAMES or isinstance(value, hint)

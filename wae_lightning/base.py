@@ -342,7 +342,13 @@ class WAE(RecordedModel, Steps):
 
     def _mean_cost(self, target: Tensor, reconstruction: Tensor) -> Tensor:
         with torch.autocast(target.device.type, enabled=False):
-            return self.cost(in_full_precision(target), in_full_precision(reconstruction)).mean()  # type: ignore[no-any-return]
+            cost: Tensor = self.cost(in_full_precision(target), in_full_precision(reconstruction))
+        if cost.shape != target.shape[:1]:
+            raise ValueError(
+                f"a cost gives one number for each of the {len(target)} examples, shape ({len(target)},), as "
+                f"SquaredError does; {type(self.cost).__name__} gave shape {tuple(cost.shape)}"
+            )
+        return cost.mean()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """Returns codes (B, latent_dim) and reconstructions of the inputs."""

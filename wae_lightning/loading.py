@@ -46,8 +46,12 @@ class RecordedModel(LightningModule, Part):
                 f"{cls.__name__} cannot remember its arguments, since {base}, which has a __new__ of its own, stands "
                 f"before the model among its bases: name the model first, class {cls.__name__}(<model>, {base})"
             )
-        # its own frame would keep what the caller holds, such as models, until a garbage collection
-        self.save_hyperparameters({**recorded_arguments(self), **about}, frame=inspect.currentframe())
+        # in the frames of constructors, where Lightning would look for more, are arrays that it cannot compare, and
+        # models that it would keep until a garbage collection
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_back is not None:
+            frame = frame.f_back
+        self.save_hyperparameters({**recorded_arguments(self), **about}, frame=frame)
 
     def describe(self) -> dict[str, Any]:
         """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""

@@ -27,7 +27,7 @@ Shape = Sequence[int]
 
 def _check_sizes(**sizes: Sequence[int]) -> None:
     for name, values in sizes.items():
-        if not values or min(values) < 1:
+        if not len(values) or min(values) < 1:
             raise ValueError(f"{name} must be positive, got {tuple(values)}")
 
 

@@ -147,6 +147,7 @@ def widened(channels: Sequence[int], width: float) -> list[int]:
     """Channel counts times a factor, at least 1 each."""
     if not (width > 0 and math.isfinite(width)):
         raise ValueError(f"width must be positive and finite, got {width}")
+    channels = list(channels)
     if not channels or min(channels) < 1:
         raise ValueError(f"channels must be one or more positive numbers, got {tuple(channels)}")
     return [max(round(c * width), 1) for c in channels]

@@ -109,7 +109,7 @@ class UNetDecoder(nn.Module, Part):
         for name, shape in (("target_shape", target_shape), ("observed_shape", observed_shape)):
             if len(shape) != 3 or min(shape) < 1:
                 raise ValueError(f"{name} must be (channels, height, width), got {tuple(shape)}")
-        if not channels or min(channels) < 1 or latent_dim < 1:
+        if not len(channels) or min(channels) < 1 or latent_dim < 1:
             raise ValueError(f"latent_dim and channels must be positive, got {latent_dim} and {tuple(channels)}")
         if min(target_shape[1:]) < 2 ** (len(channels) - 1):
             raise ValueError(f"{len(channels)} sizes are too many for a target of {tuple(target_shape)}")
