@@ -73,6 +73,7 @@ def augment(
     jitter: float,
     shift: float,
     flip: bool = False,
+    stretch_parts: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Mirrors, turns, scales, stretches, jitters and moves each cloud (B, P, 3) by itself, as the data module says."""
     count, device = len(points), points.device
@@ -90,11 +91,22 @@ def augment(
     for interval, axes in ((scale, 1), (stretch, 3)):
         if tuple(interval) != (1, 1):
             points = points * torch.empty(count, 1, axes, device=device).uniform_(*interval)
+    if tuple(stretch_parts) != (1, 1):
+        points = _stretch_parts(points, *stretch_parts)
     if jitter:
         points = points + (jitter * torch.randn_like(points)).clamp_(-2 * jitter, 2 * jitter)
     if shift:
         points = points + torch.empty(count, 1, 3, device=device).uniform_(-shift, shift)
     return points
+
+
+def _stretch_parts(points: Tensor, least: float, most: float) -> Tensor:
+    """Stretches what lies on either side of a random place of each axis; the mean of each cloud (B, P, 3) stays."""
+    low, high, mean = points.amin(1, keepdim=True), points.amax(1, keepdim=True), points.mean(1, keepdim=True)
+    from_place = points - torch.lerp(low, high, torch.rand_like(low))
+    before, behind = (torch.empty_like(low).uniform_(least, most) for _ in range(2))
+    stretched = from_place * torch.where(from_place < 0, before, behind)
+    return stretched - stretched.mean(1, keepdim=True) + mean
 
 
 def read_cloud(

@@ -72,6 +72,8 @@ class ModelNet40DataModule(BatchDataModule):
         rotate: Turn each training cloud by a random angle about the up axis.
         scale: Multiply each training cloud by a factor drawn uniformly from this interval.
         stretch: The same with a factor of its own for each axis.
+        stretch_parts: Cut each training cloud at a random place of each axis and multiply the lengths on either side by
+            factors drawn uniformly from this interval: a chair gets another back without getting other legs.
         jitter: Standard deviation of Gaussian noise added to each training point, cut off at twice its value.
         shift: Move each training cloud by a vector drawn uniformly from [-shift, shift] along each axis.
         val_fraction: Share of the training set that becomes the validation set.
@@ -116,6 +118,7 @@ class ModelNet40DataModule(BatchDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         on_device: bool | None = None,
         flip: bool = False,
+        stretch_parts: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         super().__init__(batch_size, num_workers, on_device)
         if num_points < 1:
@@ -128,7 +131,7 @@ class ModelNet40DataModule(BatchDataModule):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, interval in ("scale", scale), ("stretch", stretch):
+        for name, interval in ("scale", scale), ("stretch", stretch), ("stretch_parts", stretch_parts):
             if not 0 < interval[0] <= interval[1] < math.inf:
                 raise ValueError(f"{name} must be an interval of positive factors, got {tuple(interval)}")
         for name, amount in ("jitter", jitter), ("shift", shift):
@@ -143,6 +146,7 @@ class ModelNet40DataModule(BatchDataModule):
         self.rotate = rotate
         self.scale = scale
         self.stretch = stretch
+        self.stretch_parts = stretch_parts
         self.flip = flip
         self.jitter = jitter
         self.shift = shift
@@ -220,7 +224,7 @@ class ModelNet40DataModule(BatchDataModule):
         points, *rest = batch
         if self.trainer is not None and self.trainer.training:
             amounts = self.scale, self.stretch, self.jitter, self.shift
-            points = augment(points, self.up_axis, self.rotate, *amounts, self.flip)
+            points = augment(points, self.up_axis, self.rotate, *amounts, self.flip, self.stretch_parts)
         return (points, *rest)
 
     def plot(self, batch: Any, count: int = 8) -> Figure:

@@ -382,6 +382,23 @@ def test_scale_stretch_jitter_and_shift_have_their_ranges() -> None:
     assert torch.equal(augment(points, "y", False, (1, 1), (1, 1), 0, 0), points)
 
 
+def test_parts_are_stretched_on_either_side_of_a_place_of_each_axis() -> None:
+    points = torch.randn(200, 30, 3) + 5
+    changed = augment(points, "y", False, (1, 1), (1, 1), 0, 0, stretch_parts=(0.5, 2.0))
+    torch.testing.assert_close(changed.mean(1), points.mean(1))
+    order = points.argsort(1)
+    before, after = (x.gather(1, order).diff(dim=1) for x in (points, changed))
+    slopes = after / before
+    assert 0.5 - 1e-2 <= slopes.min() < 0.6
+    assert 1.9 < slopes.max() <= 2 + 1e-2
+    # two slopes along each axis, and one between the neighbours of the place
+    jumps = (slopes.diff(dim=1).abs() > 0.02 * slopes[:, 1:]).sum(1)
+    assert jumps.max() <= 2
+    assert (jumps > 0).float().mean() > 0.8
+    first, last = slopes[:, 0], slopes[:, -1]
+    assert torch.corrcoef(torch.stack([*first.T, *last.T])).sub(torch.eye(6)).abs().max() < 0.3
+
+
 def test_augmentation_is_for_training_only(hdf5: Path) -> None:
     data = ready(hdf5, shift=5.0)
 

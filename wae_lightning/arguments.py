@@ -27,7 +27,7 @@ ONLY_CALLED = ("Cost",)  # any module whose result is right will do
 def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     """Refuses plain values, and classes, where the hints of our constructors ask for something else.
 
-    Numbers of NumPy and torch count as Python's, NumPy's arrays and any collection as a list, 0 and 1 as false and true.
+    Numbers of NumPy and torch count as Python's, arrays of NumPy and any collection as a list, 0 and 1 as booleans.
     Where a hint names a part of ours (a prior, a penalty), an object must be one, or of a subclass; where it names
     another class, any object may do: whoever uses it will see. A constructor that is not ours is not judged.
 

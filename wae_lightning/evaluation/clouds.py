@@ -194,7 +194,8 @@ def measure_model(model: PointNetWAE, data: Any, classifier: PointNetClassifier,
         torch.manual_seed(0)
         layers = [layer for layer in model.encoder.points.mlp if isinstance(layer, torch.nn.Linear)]
         hidden = [layer.out_features for layer in model.encoder.output if isinstance(layer, torch.nn.Linear)][:-1]
-        untrained = PointNetEncoder(model.latent_dim, [layer.out_features for layer in layers], hidden).eval()
+        box = model.encoder.box is not None
+        untrained = PointNetEncoder(model.latent_dim, [layer.out_features for layer in layers], hidden, box=box).eval()
         row["linear SVM on codes, encoder untrained"] = measure_svm_accuracy(untrained.to(device), data, device=device)
     row["linear SVM on codes of turned test clouds"] = measure_svm_accuracy(
         model.encode, data, turn=True, device=device

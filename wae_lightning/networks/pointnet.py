@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wae_lightning.parts import Part
 from wae_lightning.precision import full_float32, in_full_precision
@@ -21,6 +22,16 @@ def _check_positive(**numbers: int | Sequence[int]) -> None:
         values = [value] if isinstance(value, int) else list(value)
         if not values or min(values) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+BOX = 6  # features of a bounding box
+_THINNEST = 0.1
+
+
+def _beside_box(latent_dim: int) -> int:
+    if latent_dim <= BOX:
+        raise ValueError(f"latent_dim must be more than {BOX} with box, got {latent_dim}")
+    return latent_dim - BOX
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -96,9 +107,12 @@ class PointNetEncoder(nn.Module, Part):
         feature_transform: The same for the features after the first layer.
         standardize: Standardise each output over the batch (batch norm without learned scale and shift), before
             the encoder noise, so that :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
+        box: Encode the bounding box by itself, exactly: the first six outputs are the logarithms of its half sizes and
+            its middle, standardised, and the network sees the points in [-1, 1]³. Sizes that are less than 0.1 of the
+            largest count as that, so that thin sides are not blown up. For a decoder with ``box``.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or with ``box`` ``latent_dim`` is not more than 6.
 
     Example:
         >>> PointNetEncoder(latent_dim=16)(torch.rand(2, 500, 3)).shape
@@ -113,9 +127,12 @@ class PointNetEncoder(nn.Module, Part):
         input_transform: bool = False,
         feature_transform: bool = False,
         standardize: bool = False,
+        box: bool = False,
     ) -> None:
         super().__init__()
         _check_positive(latent_dim=latent_dim, channels=channels)
+        self.box = nn.BatchNorm1d(BOX, affine=False) if box else None
+        latent_dim = _beside_box(latent_dim) if box else latent_dim
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden must be at least 1, got {tuple(hidden)}")
         self.input_transform = TNet(3) if input_transform else None
@@ -140,14 +157,23 @@ class PointNetEncoder(nn.Module, Part):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps point sets (B, N, 3) to features (B, latent_dim)."""
-        x = x.to(self.points.mlp[-1].weight.dtype)  # type: ignore[arg-type]
+        dtype: torch.dtype = self.points.mlp[-1].weight.dtype  # type: ignore[assignment]
+        box: tuple[Tensor, ...] = ()
+        if self.box is not None:
+            x = in_full_precision(x)
+            low, high = x.amin(1), x.amax(1)
+            size, middle = (high - low) / 2, (high + low) / 2
+            size = torch.maximum(size, _THINNEST * size.amax(1, keepdim=True)).clamp(min=1e-6)
+            x = (x - middle.unsqueeze(1)) / size.unsqueeze(1)
+            box = (self.box(torch.cat([size.log(), middle], 1).to(dtype)),)
+        x = x.to(dtype)
         if self.input_transform is not None:
             x = x @ self.input_transform(x)
         if self.first is not None and self.feature_transform is not None:
             x = self.first(x)
             self.feature_transforms = self.feature_transform(x)
             x = x @ self.feature_transforms
-        return self.output(self.points(x))  # type: ignore[no-any-return]
+        return torch.cat([*box, self.output(self.points(x))], 1)
 
     def orthogonality(self) -> Tensor:
         """½ ‖A Aᵀ - I‖² of the feature transforms A of the last batch, its mean; 0 without that transform.
@@ -199,25 +225,44 @@ class FullyConnectedDecoder(nn.Module, Part):
         latent_dim: d.
         num_points: Number of points.
         hidden: Sizes of the layers between.
+        box: Put the points into the bounding box that the first six features tell, see :class:`PointNetEncoder`.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or with ``box`` ``latent_dim`` is not more than 6.
 
     Example:
         >>> FullyConnectedDecoder(16, num_points=500)(torch.randn(2, 16)).shape
         torch.Size([2, 500, 3])
     """
 
-    def __init__(self, latent_dim: int = 128, num_points: int = 2048, hidden: Sequence[int] = (256, 512)) -> None:
+    def __init__(
+        self,
+        latent_dim: int = 128,
+        num_points: int = 2048,
+        hidden: Sequence[int] = (256, 512),
+        box: bool = False,
+    ) -> None:
         super().__init__()
         _check_positive(latent_dim=latent_dim, num_points=num_points, hidden=hidden)
         self.num_points = num_points
+        self.box = nn.Linear(BOX, BOX) if box and _beside_box(latent_dim) else None
+        if self.box is not None:
+            with torch.no_grad():
+                # about the mean and deviation that the boxes of clouds in the unit sphere have
+                self.box.weight.copy_(torch.tensor([0.5, 0.5, 0.5, 0.1, 0.1, 0.1]).diag())
+                self.box.bias.copy_(torch.tensor([-0.7, -0.7, -0.7, 0.0, 0.0, 0.0]))
         self.layers = _mlp([latent_dim, *hidden, 3 * num_points])
 
     def forward(self, z: Tensor) -> Tensor:
         """Maps codes (B, latent_dim) to point sets (B, num_points, 3)."""
-        points = self.layers(z.to(self.layers[-1].weight.dtype))  # type: ignore[arg-type]
-        return in_full_precision(points).unflatten(1, (self.num_points, 3))  # type: ignore[no-any-return, no-untyped-call]
+        layers_out = self.layers(z.to(self.layers[-1].weight.dtype))  # type: ignore[arg-type]
+        points: Tensor = in_full_precision(layers_out).unflatten(1, (self.num_points, 3))  # type: ignore[no-untyped-call]
+        if self.box is None:
+            return points
+        with full_float32(z.device):
+            code, weight, bias = map(in_full_precision, (z[:, :BOX], self.box.weight, self.box.bias))
+            box: Tensor = F.linear(code.to(weight.dtype), weight, bias).unsqueeze(1)
+            return points * box[:, :, :3].exp() + box[:, :, 3:]
 
 
 class _PointwiseMLP(nn.Module):
