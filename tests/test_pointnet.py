@@ -159,8 +159,6 @@ def test_seeds_learn_or_stay_fixed():
     ("make", "message"),
     [
         (lambda: PointNetEncoder(0), "latent_dim must be at least 1, got 0"),
-        (lambda: PointNetEncoder(6, box=True), "latent_dim must be more than 6 with box, got 6"),
-        (lambda: FullyConnectedDecoder(3, box=True), "latent_dim must be more than 6 with box, got 3"),
         (lambda: PointNetEncoder(8, channels=()), "channels must be at least 1"),
         (lambda: PointNetEncoder(8, hidden=(0,)), "hidden must be at least 1"),
         (lambda: FullyConnectedDecoder(8, 0), "num_points must be at least 1"),
@@ -251,7 +249,7 @@ def test_encoder_standardises_before_the_noise():
 
 def test_the_box_is_encoded_exactly_and_the_rest_does_not_see_it():
     x = torch.rand(8, 50, 3) * (0.6 + 0.4 * torch.rand(8, 1, 3)) + torch.randn(8, 1, 3)
-    encoder = PointNetEncoder(10, (16, 32), (8,), box=True).eval()  # its standardisation has not begun
+    encoder = PointNetEncoder(13, (16, 32), (8,), box=True).eval()  # its standardisation has not begun
     half = np.ptp(x.numpy(), axis=1) / 2
     expected = np.concatenate([np.log(half), (x.numpy().max(1) + x.numpy().min(1)) / 2], 1)
     code = encoder(x)
@@ -261,13 +259,13 @@ def test_the_box_is_encoded_exactly_and_the_rest_does_not_see_it():
     thin = encoder(x * torch.tensor([1.0, 1.0, 0.01]))
     np.testing.assert_allclose(thin[:, 2].detach(), np.log(0.1 * half[:, :2].max(1)), atol=1e-4)
     assert encoder(torch.ones(2, 5, 3)).isfinite().all()
-    trained = PointNetEncoder(10, (16, 32), (8,), standardize=True, box=True)(x)
-    torch.testing.assert_close(trained.mean(0), torch.zeros(10), rtol=0, atol=1e-5)
+    trained = PointNetEncoder(13, (16, 32), (8,), standardize=True, box=True)(x)
+    torch.testing.assert_close(trained.mean(0), torch.zeros(13), rtol=0, atol=1e-5)
 
 
 def test_the_decoder_puts_points_into_the_box_of_the_code():
-    decoder = FullyConnectedDecoder(10, 50, (8,), box=True)
-    z = torch.randn(3, 10)
+    decoder = FullyConnectedDecoder(13, 50, (8,), box=True)
+    z = torch.randn(3, 13)
     z[1:, 6:] = z[0, 6:]
     inner = decoder.layers(z).unflatten(1, (50, 3))
     size, middle = torch.randn(6, 6), torch.randn(6)
@@ -276,11 +274,18 @@ def test_the_decoder_puts_points_into_the_box_of_the_code():
     torch.testing.assert_close(decoder(z), inner * box[:, None, :3].exp() + box[:, None, 3:])
 
 
+def test_few_latent_dimensions_have_no_room_for_a_box():
+    encoder, decoder = PointNetEncoder(12, (8,), box=True), FullyConnectedDecoder(12, 5, (8,), box=True)
+    assert (encoder.box, decoder.box) == (None, None)
+    assert decoder(encoder(solids(4))).shape == (4, 5, 3)
+
+
 def test_training_in_boxes_learns_their_sizes():
     torch.manual_seed(0)
     model = small_model(
-        encoder=PointNetEncoder(8, (16, 32), (32,), standardize=True, box=True),
-        decoder=FullyConnectedDecoder(8, 128, (64,), box=True),
+        encoder=PointNetEncoder(16, (16, 32), (32,), standardize=True, box=True),
+        decoder=FullyConnectedDecoder(16, 128, (64,), box=True),
+        latent_dim=16,
     ).train()
     optimizer, x = torch.optim.Adam(model.parameters(), 0.02), solids(64)
     for _ in range(150):

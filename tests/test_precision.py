@@ -64,7 +64,7 @@ ENCODERS = {
     "conditional convolutional": (lambda: ConditionalConvEncoder([PART, PART], 4), [PART, PART]),
     "aligned": (lambda: AlignedConvEncoder([PART, PART], 4, standardize=True), [PART, PART]),
     "PointNet": (lambda: PointNetEncoder(4, input_transform=True, feature_transform=True), [(30, 3)]),
-    "PointNet in a box": (lambda: PointNetEncoder(8, box=True), [(30, 3)]),
+    "PointNet in a box": (lambda: PointNetEncoder(16, box=True), [(30, 3)]),
 }
 
 

@@ -25,13 +25,8 @@ def _check_positive(**numbers: int | Sequence[int]) -> None:
 
 
 BOX = 6  # features of a bounding box
+_LEAST_WITH_BOX = 2 * BOX + 1  # also when a half of them are variances, all of the box are means
 _THINNEST = 0.1
-
-
-def _beside_box(latent_dim: int) -> int:
-    if latent_dim <= BOX:
-        raise ValueError(f"latent_dim must be more than {BOX} with box, got {latent_dim}")
-    return latent_dim - BOX
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -109,10 +104,11 @@ class PointNetEncoder(nn.Module, Part):
             the encoder noise, so that :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
         box: Encode the bounding box by itself, exactly: the first six outputs are the logarithms of its half sizes and
             its middle, standardised, and the network sees the points in [-1, 1]³. Sizes that are less than 0.1 of the
-            largest count as that, so that thin sides are not blown up. For a decoder with ``box``.
+            largest count as that, so that thin sides are not blown up. For a decoder with ``box``. Where ``latent_dim``
+            is less than 13, six are too many, and the box is encoded with the rest.
 
     Raises:
-        ValueError: If a size is not positive, or with ``box`` ``latent_dim`` is not more than 6.
+        ValueError: If a size is not positive.
 
     Example:
         >>> PointNetEncoder(latent_dim=16)(torch.rand(2, 500, 3)).shape
@@ -131,8 +127,9 @@ class PointNetEncoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         _check_positive(latent_dim=latent_dim, channels=channels)
-        self.box = nn.BatchNorm1d(BOX, affine=False) if box else None
-        latent_dim = _beside_box(latent_dim) if box else latent_dim
+        self.box = nn.BatchNorm1d(BOX, affine=False) if box and latent_dim >= _LEAST_WITH_BOX else None
+        if self.box is not None:
+            latent_dim -= BOX
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden must be at least 1, got {tuple(hidden)}")
         self.input_transform = TNet(3) if input_transform else None
@@ -225,10 +222,11 @@ class FullyConnectedDecoder(nn.Module, Part):
         latent_dim: d.
         num_points: Number of points.
         hidden: Sizes of the layers between.
-        box: Put the points into the bounding box that the first six features tell, see :class:`PointNetEncoder`.
+        box: Put the points into the bounding box that the first six features tell, see :class:`PointNetEncoder`; not
+            where ``latent_dim`` is less than 13.
 
     Raises:
-        ValueError: If a size is not positive, or with ``box`` ``latent_dim`` is not more than 6.
+        ValueError: If a size is not positive.
 
     Example:
         >>> FullyConnectedDecoder(16, num_points=500)(torch.randn(2, 16)).shape
@@ -245,7 +243,7 @@ class FullyConnectedDecoder(nn.Module, Part):
         super().__init__()
         _check_positive(latent_dim=latent_dim, num_points=num_points, hidden=hidden)
         self.num_points = num_points
-        self.box = nn.Linear(BOX, BOX) if box and _beside_box(latent_dim) else None
+        self.box = nn.Linear(BOX, BOX) if box and latent_dim >= _LEAST_WITH_BOX else None
         if self.box is not None:
             with torch.no_grad():
                 # about the mean and deviation that the boxes of clouds in the unit sphere have
