@@ -272,6 +272,7 @@ def test_the_decoder_puts_points_into_the_box_of_the_code():
     decoder.box.weight.data, decoder.box.bias.data = size, middle
     box = z[:, :6] @ size.T + middle
     torch.testing.assert_close(decoder(z), inner * box[:, None, :3].exp() + box[:, None, 3:])
+    assert decoder(1e4 * z).isfinite().all()
 
 
 def test_few_latent_dimensions_have_no_room_for_a_box():

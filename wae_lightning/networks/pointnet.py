@@ -260,7 +260,8 @@ class FullyConnectedDecoder(nn.Module, Part):
         with full_float32(z.device):
             code, weight, bias = map(in_full_precision, (z[:, :BOX], self.box.weight, self.box.bias))
             box: Tensor = F.linear(code.to(weight.dtype), weight, bias).unsqueeze(1)
-            return points * box[:, :, :3].exp() + box[:, :, 3:]
+            # a code far from all others makes a large cloud, not an infinite one
+            return points * box[:, :, :3].clamp(max=10).exp() + box[:, :, 3:]
 
 
 class _PointwiseMLP(nn.Module):
