@@ -21,6 +21,7 @@ from helpers import small, trainer
 from datamodules import CelebADataModule, HalfImageDataModule, MNISTDataModule
 from datamodules.cached_images import ImagesOnDisk
 from wae_lightning import WAEGAN, WAEMMD
+from wae_lightning.cli.train import main
 from wae_lightning.training import allocator
 
 
@@ -106,6 +107,19 @@ def test_freed_memory_is_used_again_without_asking_the_system(monkeypatch):
     assert int(output_of("as it comes", MALLOC_MMAP_THRESHOLD_="131072")[1]) > 1000
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert not allocator.keep_freed_memory()
+
+
+def test_training_rounds_tiny_numbers_to_zero(tmp_path, monkeypatch):
+    """A processor takes many times as long for them, and an optimizer's moments are full of them late in a run."""
+    monkeypatch.chdir(tmp_path)
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    try:
+        assert torch.full((1,), 1e-38).div(10).item() > 0
+        main(["--config=mnist_wae_mmd", "--fast_dev_run=true", "--accelerator=cpu"])
+        assert torch.full((1,), 1e-38).div(10).item() == 0
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from wae_lightning import WAE
@@ -374,6 +375,8 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     # "Tip: ... try installing ..."
     logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(hide_tips)
     keep_freed_memory()
+    # what an optimizer remembers of weights that have no gradient any more fades to numbers with which CPUs are slow
+    torch.set_flush_denormal(True)
     sys.argv = sys.argv[:1]
     cli = None
     before = signal.signal(signal.SIGTERM, on_sigterm)
