@@ -535,6 +535,7 @@ def test_hdf5_that_claims_a_terabyte_is_not_allocated(hdf5: Path) -> None:
         ({"scale": (2, 1)}, "scale must be an interval of positive factors"),
         ({"scale": (0, 1)}, "scale must be"),
         ({"stretch": (0, 1)}, "stretch must be"),
+        ({"stretch_parts": (1, 0.5)}, "stretch_parts must be"),
         ({"jitter": -0.1}, "jitter must be 0 or more"),
         ({"shift": -0.1}, "shift must be 0 or more"),
         ({"val_fraction": 0.0}, "val_fraction must leave both parts"),
