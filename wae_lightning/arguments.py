@@ -28,7 +28,7 @@ def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     """Refuses plain values, and classes, where the hints of our constructors ask for something else.
 
     Numbers of NumPy and torch count as Python's, arrays of NumPy and any collection as a list, 0 and 1 as booleans.
-    Where a hint names a part of ours (a prior, a penalty), an object must be one, or of a subclass; where it names
+    Where a hint names a part of a model (a prior, a penalty), objects of other libraries are refused; where it names
     another class, any object may do: whoever uses it will see. A constructor that is not ours is not judged.
 
     Args:
@@ -96,8 +96,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     if hint is bool and type(value) is int:
         return value in (0, 1)
-    if isinstance(hint, type) and _is_ours(hint) and hint.__name__ not in ONLY_CALLED:
-        return isinstance(value, hint)
+    if isinstance(hint, type) and hint.__module__.startswith("wae_lightning.") and hint.__name__ not in ONLY_CALLED:
+        # whether another part of ours does is for the class to say
+        return isinstance(value, hint) or _is_ours(type(value))
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return isinstance(value, hint) or not isinstance(value, PLAIN)
     return hint not in NAMES or isinstance(value, hint)

@@ -414,5 +414,6 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
+        torch.set_flush_denormal(False)
         if cli is not None:
             cli.give_up()
