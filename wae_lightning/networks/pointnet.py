@@ -16,17 +16,16 @@ from wae_lightning.precision import full_float32, in_full_precision
 
 __all__ = ["FoldingDecoder", "FullyConnectedDecoder", "PointNetClassifier", "PointNetEncoder", "SeedDecoder", "TNet"]
 
+_BOX = 6  # features of a bounding box
+_LEAST_WITH_BOX = 2 * _BOX + 1  # where half of the features are variances, those of the box are still means
+_THINNEST = 0.1  # least side of a box, as a share of the largest
+
 
 def _check_positive(**numbers: int | Sequence[int]) -> None:
     for name, value in numbers.items():
         values = [value] if isinstance(value, int) else list(value)
         if not values or min(values) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-BOX = 6  # features of a bounding box
-_LEAST_WITH_BOX = 2 * BOX + 1  # also when a half of them are variances, all of the box are means
-_THINNEST = 0.1
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -102,7 +101,7 @@ class PointNetEncoder(nn.Module, Part):
         feature_transform: The same for the features after the first layer.
         standardize: Standardise each output over the batch (batch norm without learned scale and shift), before
             the encoder noise, so that :class:`~wae_lightning.noise.FixedNoise` keeps its share of the code.
-        box: Encode the bounding box by itself, exactly: the first six outputs are the logarithms of its half sizes and
+        box: Encode the bounding box by itself: the first six outputs are the logarithms of its half sizes and
             its middle, standardised, and the network sees the points in [-1, 1]³. Sizes that are less than 0.1 of the
             largest count as that, so that thin sides are not blown up. For a decoder with ``box``. Where ``latent_dim``
             is less than 13, six are too many, and the box is encoded with the rest.
@@ -127,9 +126,9 @@ class PointNetEncoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         _check_positive(latent_dim=latent_dim, channels=channels)
-        self.box = nn.BatchNorm1d(BOX, affine=False) if box and latent_dim >= _LEAST_WITH_BOX else None
+        self.box = nn.BatchNorm1d(_BOX, affine=False) if box and latent_dim >= _LEAST_WITH_BOX else None
         if self.box is not None:
-            latent_dim -= BOX
+            latent_dim -= _BOX
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden must be at least 1, got {tuple(hidden)}")
         self.input_transform = TNet(3) if input_transform else None
@@ -243,7 +242,7 @@ class FullyConnectedDecoder(nn.Module, Part):
         super().__init__()
         _check_positive(latent_dim=latent_dim, num_points=num_points, hidden=hidden)
         self.num_points = num_points
-        self.box = nn.Linear(BOX, BOX) if box and latent_dim >= _LEAST_WITH_BOX else None
+        self.box = nn.Linear(_BOX, _BOX) if box and latent_dim >= _LEAST_WITH_BOX else None
         if self.box is not None:
             with torch.no_grad():
                 # about the mean and deviation that the boxes of clouds in the unit sphere have
@@ -258,7 +257,7 @@ class FullyConnectedDecoder(nn.Module, Part):
         if self.box is None:
             return points
         with full_float32(z.device):
-            code, weight, bias = map(in_full_precision, (z[:, :BOX], self.box.weight, self.box.bias))
+            code, weight, bias = map(in_full_precision, (z[:, :_BOX], self.box.weight, self.box.bias))
             box: Tensor = F.linear(code.to(weight.dtype), weight, bias).unsqueeze(1)
             # a code far from all others makes a large cloud, not an infinite one
             return points * box[:, :, :3].clamp(max=10).exp() + box[:, :, 3:]
