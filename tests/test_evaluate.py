@@ -330,7 +330,10 @@ def test_wrong_folders_are_refused(digits, checkpoint, tmp_path, capsys):
     for arguments, message in (
         ([], "expected a checkpoint, or --real DIR and --samples DIR"),
         (["--real", real], "--real DIR and --samples DIR belong together"),
-        ([checkpoint, "--real", real, "--samples", real], "belong together, without a checkpoint, --plot or --data"),
+        (
+            [checkpoint, "--real", real, "--samples", real],
+            "belong together, without a checkpoint, --plot, --data or --refine_steps",
+        ),
         (["--real", real, "--samples", tmp_path / "none"], "none: no such folder"),
         (["--real", few, "--samples", real], "few: expected at least 4 pictures, found 1"),
         (["--real", real, "--samples", mixed], "expected pictures of one size, found 0000.png of 28 x 28 and 0003.png"),

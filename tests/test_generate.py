@@ -19,7 +19,9 @@ from wae_lightning.cli.inputs import read_images, read_inputs
 from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.priors import Normal
 
-GIVEN = SimpleNamespace(num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None, through="codes")
+GIVEN = SimpleNamespace(
+    num_samples=1, steps=5, components=1, seed=0, sampler="prior", ckpt=None, through="codes", refine_steps=0
+)
 POINTS = [
     "--model.num_points=64", "--model.decoder.num_points=64", "--data.num_points=64", "--data.classes=[chair,lamp]",
     "--trainer.callbacks=[]",
@@ -58,6 +60,14 @@ def test_samples_are_the_models_own(digits, tmp_path):
     torch.testing.assert_close(samples, expected)
     main([str(digits), "--num_samples", "10", "--seed", "4", "--out", str(tmp_path / "b.npz")])
     assert not torch.equal(samples_of(tmp_path / "b.npz"), samples)
+
+
+def test_reconstructions_are_of_refined_codes(digits, tmp_path):
+    main([str(digits), "--num_samples", "3", "--out", str(tmp_path / "x.npz")])
+    flags = [str(digits), "--what", "reconstruction", "--inputs", str(tmp_path / "x.npz"), "--refine_steps", "4"]
+    main([*flags, "--out", str(tmp_path / "r.npz")])
+    expected = load_model(digits)(samples_of(tmp_path / "x.npz"), refine_steps=4).detach()
+    torch.testing.assert_close(samples_of(tmp_path / "r.npz"), expected, atol=1e-5, rtol=0)
 
 
 def test_a_grid_and_a_folder_show_the_same_samples(digits, tmp_path):
@@ -350,6 +360,8 @@ def test_pictures_of_a_model_of_another_range(tmp_path):
         (["--what", "codes", "--inputs", "empty"], "--inputs empty: there is no file in this folder that ends as"),
         (["--data.root", "x"], "--data.root has no meaning for --what samples"),
         (["--part", "val"], "--part has no meaning for --what samples"),
+        (["--refine_steps", "3"], "--refine_steps is for --what reconstruction of a model without conditions"),
+        (["--what", "codes", "--refine_steps", "3"], "--refine_steps has no meaning for --what codes"),
         (["--num_samples", "0"], "--num_samples must be at least 1, got 0"),
         (["--what", "interpolation", "--steps", "1"], "--steps must be at least 2, got 1"),
         (["--what", "interpolation", "--num_samples", "1"], "needs at least 2 inputs or samples, got 1"),

@@ -174,7 +174,7 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         self._encode((x, y), noise=False)
         return y  # type: ignore[no-any-return]
 
-    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Reconstructs targets (B, *target_shape)."""
         return self.decode(x, self.encode(x, y))
 

@@ -165,18 +165,18 @@ class PointNetWAE(WAE):
             x = x / scale
         return x, rotation, scale
 
-    def encode(self, x: Tensor, noise: bool | None = None) -> Tensor:
+    def encode(self, x: Tensor, noise: bool | None = None, refine_steps: int = 0) -> Tensor:
         """Encodes point sets (B, N, 3), see :meth:`WAE.encode`; any order of the points gives the same code."""
         check_point_sets(x)
-        return super().encode(self._into_pose(x)[0] if self.invariance else x, noise)
+        return super().encode(self._into_pose(x)[0] if self.invariance else x, noise, refine_steps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstructs point sets (B, N, 3), in their own pose and scale."""
+    def forward(self, x: Tensor, refine_steps: int = 0) -> Tensor:
+        """Reconstructs point sets (B, N, 3), in their own pose and scale; ``refine_steps`` as in :meth:`WAE.encode`."""
         check_point_sets(x)
         if not self.invariance:
-            return super().forward(x)
+            return super().forward(x, refine_steps)
         posed, rotation, scale = self._into_pose(x)
-        reconstruction = in_full_precision(super().forward(posed))
+        reconstruction = in_full_precision(super().forward(posed, refine_steps))
         with full_float32(x.device):
             return reconstruction * scale @ rotation.transpose(1, 2)
 

@@ -67,6 +67,10 @@ class Prior(Part, ABC):
         """Maps what an encoder puts out, (B, latent_dim), into the support of the prior, in float32 where it rounds."""
         return z
 
+    def into_support(self, z: Tensor) -> Tensor:
+        """Brings codes (B, latent_dim) that have been moved back into the support; what lies in it stays."""
+        return z
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density at ``z`` of shape (n, latent_dim): shape (n,).
 
@@ -116,6 +120,9 @@ class Uniform(Prior):
     def project(self, z: Tensor) -> Tensor:
         return self.scale * torch.tanh(in_full_precision(z))
 
+    def into_support(self, z: Tensor) -> Tensor:
+        return z.clamp(-self.scale, self.scale)
+
 
 class Sphere(Prior):
     """Uniform on the sphere of radius scale in d dimensions: E‖z - z'‖² = 2 scale².
@@ -137,3 +144,6 @@ class Sphere(Prior):
 
     def project(self, z: Tensor) -> Tensor:
         return self.scale * F.normalize(in_full_precision(z))
+
+    def into_support(self, z: Tensor) -> Tensor:
+        return self.project(z)

@@ -36,9 +36,12 @@ from wae_lightning.evaluation.clouds import (
     compare_sets,
     load_classifier,
     measure_model,
+    measure_reconstructions,
 )
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import PointNetClassifier
+
+REFINE_STEPS = 10
 
 
 def baselines(data: Any, classifier: PointNetClassifier) -> dict[str, dict[str, float]]:
@@ -137,9 +140,9 @@ def measure(arguments: argparse.Namespace) -> None:
             beside = arguments.beside and load_model(arguments.beside)
             draw_clouds(model, data, beside).savefig(arguments.picture, dpi=80)
             return
-        new = {
-            arguments.row or arguments.ckpt.parents[2].name: measure_model(model, data, classifier, arguments.fitted)
-        }
+        row = measure_model(model, data, classifier, arguments.fitted)
+        row["refined"] = measure_reconstructions(model, data, classifier, REFINE_STEPS) | {"steps": REFINE_STEPS}
+        new = {arguments.row or arguments.ckpt.parents[2].name: row}
     new = round_numbers(new)
     # read only now: another row may have been measured at the same time
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}

@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser.add_argument("--features", choices=("auto", "digits", "inception"), default="auto", help="see above (auto)")
     parser.add_argument("--inception_weights", type=Path, help="file of torch-fidelity's Inception weights")
     parser.add_argument("--classifier", type=Path, help="file of the judge of point clouds; trained if left out")
+    refine_help = "move each test code by N steps to where it reconstructs better; measures of reconstructions only (0)"
+    parser.add_argument("--refine_steps", type=int, default=0, metavar="N", help=refine_help)
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--table", type=Path, help="the table as a file: .md, .tex (LaTeX), .csv or .txt")
@@ -59,8 +61,9 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
     parser.add_argument("--import", nargs="+", default=[], metavar="MODULE", dest="modules", help=IMPORT_HELP)
     known, overrides = read_overrides(parser, arguments)
     try:
-        if known.num_samples < 2:
-            raise UsageError(f"--num_samples must be at least 2, got {known.num_samples}")
+        for name, least in (("num_samples", 2), ("refine_steps", 0)):
+            if getattr(known, name) < least:
+                raise UsageError(f"--{name} must be at least {least}, got {getattr(known, name)}")
         files = (("--out", known.out, ()), ("--table", known.table, FORMATS), ("--plot", known.plot, PLOTS))
         for flag, path, endings in files:
             if path and endings and path.suffix not in endings:
@@ -73,8 +76,9 @@ def main(arguments: list[str] | None = None, program: str = "evaluate.py") -> No
         paths: list[Path] = []
         weights: list[float] = []
         if any(folders):
-            if checkpoints or overrides or known.plot or not all(folders):
-                raise UsageError("--real DIR and --samples DIR belong together, without a checkpoint, --plot or --data")
+            if checkpoints or overrides or known.plot or known.refine_steps or not all(folders):
+                not_with = "a checkpoint, --plot, --data or --refine_steps"
+                raise UsageError(f"--real DIR and --samples DIR belong together, without {not_with}")
             rows = [measure_folders(*folders, known)]
         else:
             if not checkpoints:
@@ -118,7 +122,9 @@ def measure(
     warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
     import_modules(known.modules)
     device = choose_device(known.accelerator)
-    options = known.num_samples, known.seed, known.features, known.inception_weights, known.classifier
+    options = (
+        known.num_samples, known.seed, known.features, known.inception_weights, known.classifier, known.refine_steps
+    )  # fmt: skip
     rows, weights = [], []
     for path in paths:
         model = load_model(path, known.modules).to(device)

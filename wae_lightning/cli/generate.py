@@ -28,6 +28,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             raise UsageError(f"--sampler gmm: {error}") from None
     if what == "reconstruction":
         x = read_inputs(inputs, arguments.ckpt, model)
-        pair = x, apply_in_batches(model, x, size, model.device)
+        reconstruct = partial(model, refine_steps=arguments.refine_steps)
+        pair = x, apply_in_batches(reconstruct, x, size, model.device)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
         raise UsageError(f"--inputs: the model puts out {pair[1].shape[1]} points, the inputs have {x.shape[1]}")
@@ -124,9 +126,11 @@ def draw_anything(model: WAE, known: Any) -> tuple[Tensor, Tensor | None]:
     """Computes what the user asked for, (rows, columns, *shape), on the CPU, and its labels, if it has any."""
     if known.num_samples is None:
         known.num_samples = 8 if isinstance(model, ConditionalWAE) else 64
-    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1), ("scale", 1)):
+    for name, least in (("num_samples", 1), ("steps", 2), ("components", 1), ("scale", 1), ("refine_steps", 0)):
         if getattr(known, name) is not None and getattr(known, name) < least:
             raise UsageError(f"--{name} must be at least {least}, got {getattr(known, name)}")
+    if known.refine_steps and (known.what != "reconstruction" or isinstance(model, ConditionalWAE)):
+        raise UsageError("--refine_steps is for --what reconstruction of a model without conditions")
     if isinstance(model, ConditionalWAE):
         torch.manual_seed(known.seed)
         rows, labels = draw_pairs(model, known.what, known)
@@ -249,6 +253,8 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     parser.add_argument(
         "--inputs", type=Path, nargs="+", default=[], metavar="FILE", help="pictures or clouds, or folders of them"
     )
+    refine_help = "move the code of each --inputs by N steps to where --what reconstruction is better (0)"
+    parser.add_argument("--refine_steps", type=int, default=0, metavar="N", help=refine_help)
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="auto", help=ACCELERATOR_HELP)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (0)")
     parser.add_argument("--part", choices=("train", "val", "test"), default="test", help="set of --what codes (test)")
@@ -263,7 +269,18 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
         for name in (
-            ("num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask", "scale")
+            (
+                "num_samples",
+                "sampler",
+                "components",
+                "steps",
+                "through",
+                "labels",
+                "input_labels",
+                "mask",
+                "scale",
+                "refine_steps",
+            )
             if codes
             else ("part",)
         ):

@@ -37,6 +37,7 @@ def evaluate(
     features: str = "auto",
     inception_weights: Path | None = None,
     classifier: Path | None = None,
+    refine_steps: int = 0,
 ) -> dict[str, float]:
     """Measures a model of images, of point clouds or of completions.
 
@@ -48,6 +49,7 @@ def evaluate(
         features: Of images, see :func:`wae_lightning.evaluation.images.choose_features`.
         inception_weights: See there.
         classifier: File of the judge of point clouds; None: one is trained.
+        refine_steps: Of reconstructions, see :meth:`WAE.encode`; 0 for a conditional model.
 
     Returns:
         The measures by name.
@@ -57,10 +59,14 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    if refine_steps < 0 or (refine_steps and isinstance(model, ConditionalWAE)):
+        raise ValueError(f"refine_steps must be 0 or more, and 0 for a conditional model, got {refine_steps}")
     if isinstance(model, ConditionalWAE) and len(model.condition_shape) == 1 and data is not None:
         return evaluate_labels(model, data, num_samples, seed, features, inception_weights)
     if isinstance(model, ConditionalWAE):
         return evaluate_completions(model, data, seed, features, inception_weights)
     if isinstance(model, PointNetWAE):
-        return evaluate_clouds(model, data, classifier, seed)
-    return evaluate_images(model, data, num_samples, seed, features, inception_weights)
+        found = evaluate_clouds(model, data, classifier, seed, refine_steps)
+    else:
+        found = evaluate_images(model, data, num_samples, seed, features, inception_weights, refine_steps)
+    return found | ({"refine_steps": refine_steps} if refine_steps else {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate_clouds",
     "load_classifier",
     "measure_model",
+    "measure_reconstructions",
     "train_classifier",
 ]
 
@@ -151,6 +153,15 @@ def compare_reconstructions(
     }
 
 
+def measure_reconstructions(
+    model: PointNetWAE, data: Any, classifier: PointNetClassifier, refine_steps: int = 0
+) -> dict[str, float]:
+    """Compares the test clouds with their reconstructions, of codes refined by so many steps."""
+    target, labels = data.test_set.points[:, : data.num_points], data.test_set.labels
+    reconstruct = partial(model, refine_steps=refine_steps)
+    return compare_reconstructions(target, apply_in_batches(reconstruct, target, model.device), labels, classifier)
+
+
 @torch.no_grad()
 def apply_in_batches(function: Callable[[Tensor], Tensor], clouds: Tensor, device: torch.device | str) -> Tensor:
     """Applies what runs on a device; arguments and results lie on the CPU."""
@@ -180,13 +191,14 @@ def measure_svm_accuracy(encode: Any, data: Any, turn: bool = False, device: tor
     return float(metric.compute())
 
 
-def measure_model(model: PointNetWAE, data: Any, classifier: PointNetClassifier, fitted: list[int]) -> dict[str, Any]:
+def measure_model(
+    model: PointNetWAE, data: Any, classifier: PointNetClassifier, fitted: list[int], refine_steps: int = 0
+) -> dict[str, Any]:
     """Measures a model: reconstructions, codes, and samples from the prior and from mixtures fitted to the codes."""
     generator = torch.Generator().manual_seed(0)
     train, test = data.train_set.points, data.test_set.points
-    target, labels = test[:, : data.num_points], data.test_set.labels
     n, device = len(test), model.device
-    row: dict[str, Any] = compare_reconstructions(target, apply_in_batches(model, target, device), labels, classifier)
+    row: dict[str, Any] = measure_reconstructions(model, data, classifier, refine_steps)
     # the encoder's own codes: what a flow does to them afterwards serves the samples
     flow, model.flow = model.flow, None
     row["linear SVM on codes"] = measure_svm_accuracy(model.encode, data, device=device)
@@ -231,11 +243,13 @@ def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def evaluate_clouds(model: PointNetWAE, data: Any, classifier: Path | None, seed: int) -> dict[str, float]:
+def evaluate_clouds(
+    model: PointNetWAE, data: Any, classifier: Path | None, seed: int, refine_steps: int = 0
+) -> dict[str, float]:
     """Measures a model of point clouds; without the data nothing can be said of it."""
     if data is None:
         raise ValueError("a model of point clouds is measured against clouds: name their folder with --data.root DIR")
     torch.manual_seed(seed)
     data.prepare_data()
     data.setup("fit")
-    return flatten(measure_model(model, data, load_classifier(classifier, data), fitted=[32]))
+    return flatten(measure_model(model, data, load_classifier(classifier, data), [32], refine_steps))

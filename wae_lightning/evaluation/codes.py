@@ -48,13 +48,14 @@ def sizes_that_fit(sizes: Iterable[int], codes: Tensor) -> Iterator[int]:
 
 
 @torch.no_grad()
-def encode_batches(model: WAE, batches: Iterable[Any]) -> Codes:
+def encode_batches(model: WAE, batches: Iterable[Any], refine_steps: int = 0) -> Codes:
     """Encodes and reconstructs a set, in evaluation mode.
 
     Args:
         model: Any model here; of a conditional one the cost is that of the hidden part.
         batches: As the model takes them. Integers that stand last in a tuple, or under ``label`` or ``labels`` of a
             dictionary, are the labels.
+        refine_steps: Of the reconstructions whose cost is computed, see :meth:`WAE.encode`; not of the codes.
 
     Returns:
         Codes, costs and labels, on the CPU.
@@ -72,6 +73,8 @@ def encode_batches(model: WAE, batches: Iterable[Any]) -> Codes:
             z, reconstruction = model.predict_step(batch, 0)
             inputs = model.inputs_of(batch)
             target = inputs[-1] if isinstance(inputs, tuple) else inputs
+            if refine_steps:
+                reconstruction = model(inputs, refine_steps=refine_steps)
             codes.append(z.float().cpu())
             costs.append(model.cost(target, reconstruction).float().cpu())
             labels.append(_labels_of(batch, len(z)))

@@ -9,6 +9,7 @@ images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,7 @@ def evaluate_images(
     seed: int = 0,
     features: str = "auto",
     inception_weights: Path | None = None,
+    refine_steps: int = 0,
 ) -> dict[str, float]:
     """Measures a model of images.
 
@@ -272,6 +274,7 @@ def evaluate_images(
         seed: Seed of the samples.
         features: See :func:`choose_features`.
         inception_weights: See :func:`choose_features`.
+        refine_steps: Of reconstructions, see :meth:`WAE.encode`.
 
     Returns:
         The measures by name.
@@ -281,6 +284,8 @@ def evaluate_images(
     at_once = codes_at_once(model, BATCH)
     sizes = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
     if data is None:
+        if refine_steps:
+            raise ValueError("refine_steps is of reconstructions of test data, and there is no data")
         results = compare_with_prior("training", model.training_codes().cpu(), model)
         if model.input_range is None or model.sample(1).ndim != 4:
             return results
@@ -296,12 +301,13 @@ def evaluate_images(
         codes = read_training_codes(model, data, num_samples)
         if model.input_range is None or len(shape) != 3:
             print("Without an input_range, or with inputs that are no images, only costs and codes are measured.")
-            return compare_costs(model, data, codes)
+            return compare_costs(model, data, codes, refine_steps)
         extractors = choose_features(features, shape, inception_weights, getattr(data, "content", None))
         for extractor in extractors.values():
             extractor.to(model.device)
-        results = compare_samples(model, data, codes, extractors, sizes, seed, generator)
-        return results | compare_with_data(model, data, codes, sizes, generator)
+        reconstruct = partial(model, refine_steps=refine_steps)
+        results = compare_samples(model, data, codes, extractors, sizes, seed, generator, reconstruct)
+        return results | compare_with_data(model, data, codes, sizes, generator, reconstruct)
     finally:
         data.batch_size = batch_size
 
@@ -322,10 +328,10 @@ def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
     )
 
 
-def compare_costs(model: WAE, data: Any, training_codes: Tensor) -> dict[str, float]:
+def compare_costs(model: WAE, data: Any, training_codes: Tensor, refine_steps: int) -> dict[str, float]:
     """The mean reconstruction cost of the test set, and codes against the prior."""
     batches = (data.on_after_batch_transfer(batch, 0) for batch in batches_of(data.test_dataloader()))
-    found = encode_batches(model, batches)
+    found = encode_batches(model, batches, refine_steps)
     results = {"cost": float(found.cost.double().mean())}
     for part, z in (("training", training_codes), ("test", found.z)):
         results |= compare_with_prior(part, z, model)
@@ -341,6 +347,7 @@ def compare_samples(
     sizes: list[int],
     seed: int,
     generator: torch.Generator,
+    reconstruct: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
     """Compares samples, reconstructions and training images with the test images, by features and by patches."""
     comparison = Comparison(shown(model, read_test_images(data, model.device, model.input_key)), extractors)
@@ -354,7 +361,7 @@ def compare_samples(
         samples = (model.decode(sampler.sample(n, generator)) for n in sizes)
         found = comparison.measure(shown(model, samples))
         results |= {f"{key}_{format_count(sum(sizes))}{suffix}": value for key, value in found.items()}
-    reconstructions = (model(images) for images in read_test_images(data, model.device, model.input_key))
+    reconstructions = (reconstruct(images) for images in read_test_images(data, model.device, model.input_key))
     found = comparison.measure(shown(model, reconstructions), only_distances=True)
     results |= {f"{key}_reconstructions": value for key, value in found.items()}
     torch.manual_seed(seed)  # the floor is that of the same training images for every model
@@ -364,7 +371,12 @@ def compare_samples(
 
 @torch.no_grad()
 def compare_with_data(
-    model: WAE, data: Any, training_codes: Tensor, sizes: list[int], generator: torch.Generator
+    model: WAE,
+    data: Any,
+    training_codes: Tensor,
+    sizes: list[int],
+    generator: torch.Generator,
+    reconstruct: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
     """Reconstructions of the test images, sharpness, and codes against the prior."""
     psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean").to(model.device)
@@ -373,7 +385,7 @@ def compare_with_data(
     for images in read_test_images(data, model.device, model.input_key):
         codes.append(model.encode(images, noise=True).cpu())
         pairs.append(torch.stack([model.draw_codes(images)[:: model.penalty.codes_per_input].cpu() for _ in "ab"]))
-        images, reconstructions = shown(model, (images, model(images)))
+        images, reconstructions = shown(model, (images, reconstruct(images)))
         psnr.update(reconstructions, images)
         ssim.update(reconstructions, images)
     decibels: Any = psnr.compute()
@@ -382,7 +394,7 @@ def compare_with_data(
     results |= {"mse": 10 ** (-float(decibels) / 10), "psnr": float(decibels), "ssim": float(similarity)}
     results["sharpness_samples"] = measure_sharpness(shown(model, (model.sample(n, generator) for n in sizes)))
     results["sharpness_reconstructions"] = measure_sharpness(
-        shown(model, (model(x) for x in read_test_images(data, model.device, model.input_key)))
+        shown(model, (reconstruct(x) for x in read_test_images(data, model.device, model.input_key)))
     )
     results["sharpness_real"] = measure_sharpness(shown(model, read_test_images(data, key=model.input_key)))
     for part, z in (("training", training_codes), ("test", torch.cat(codes))):
