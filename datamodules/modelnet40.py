@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelNet40DataModule", "PointClouds", "augment"]
 
 _LARGEST_RADIUS = 10.0  # beyond it, networks made for clouds of radius 1 see nothing but the distance from the origin
+_LARGEST_FACTOR = 1e6
 _SHAPES_PER_CLASS = {"train": 100, "test": 25}
 
 
@@ -132,11 +133,13 @@ class ModelNet40DataModule(BatchDataModule):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         for name, interval in ("scale", scale), ("stretch", stretch), ("stretch_parts", stretch_parts):
-            if not 0 < interval[0] <= interval[1] < math.inf:
-                raise ValueError(f"{name} must be an interval of positive factors, got {tuple(interval)}")
+            if not 0 < interval[0] <= interval[1] <= _LARGEST_FACTOR:
+                raise ValueError(
+                    f"{name} must be an interval of positive factors up to {_LARGEST_FACTOR:g}, got {tuple(interval)}"
+                )
         for name, amount in ("jitter", jitter), ("shift", shift):
-            if not 0 <= amount < math.inf:
-                raise ValueError(f"{name} must be 0 or more and finite, got {amount}")
+            if not 0 <= amount <= _LARGEST_FACTOR:
+                raise ValueError(f"{name} must be 0 or more, up to {_LARGEST_FACTOR:g}, got {amount}")
         self.root = None if root is None else Path(root)
         self.num_points = num_points
         self.source = source

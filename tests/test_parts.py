@@ -71,6 +71,13 @@ class Needy(nn.Module, Part):
         return self.layer(z).view(-1, 1, 16, 16)
 
 
+class Adversary(penalties.Adversarial):
+    """A penalty of the user's own that takes anything."""
+
+    def __init__(self, extra=None) -> None:
+        super().__init__()
+
+
 class Color(enum.Enum):
     RED = "red"
 
@@ -224,12 +231,10 @@ def test_plain_data_of_all_kinds():
     ],
 )
 def test_what_cannot_be_recorded_is_marked_and_asked_for_by_name(value, name):
-    model = Model(penalty=penalties.Adversarial(lr_scheduler=value))
+    model = Model(penalty=Adversary(value))
     assert describe(value) == {"unrecorded": name}
     description = json.loads(json.dumps(describe(model)))
-    message = (
-        f"model.penalty.lr_scheduler was {name}, which does not tell how it was made: give it yourself \\(penalty="
-    )
+    message = f"model.penalty.extra was {name}, which does not tell how it was made: give it yourself \\(penalty="
     with pytest.raises(ValueError, match=message):
         build(description, HERE)
     given = penalties.Adversarial()
@@ -237,7 +242,7 @@ def test_what_cannot_be_recorded_is_marked_and_asked_for_by_name(value, name):
     loaded = build_bounded(description, model.state_dict(), HERE, {"penalty": given})
     assert loaded.penalty is given
     assert given.critic.layers[0].weight.device.type == "cpu"
-    assert "lr_scheduler=" + name in repr(model.penalty)
+    assert "extra=" + name in repr(model.penalty)
 
 
 def test_unrecorded_things_in_lists_are_found():

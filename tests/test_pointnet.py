@@ -276,9 +276,36 @@ def test_the_decoder_puts_points_into_the_box_of_the_code():
 
 
 def test_few_latent_dimensions_have_no_room_for_a_box():
-    encoder, decoder = PointNetEncoder(12, (8,), box=True), FullyConnectedDecoder(12, 5, (8,), box=True)
+    with pytest.warns(UserWarning, match="box needs latent_dim 13 or more and is left out, got 12"):
+        encoder, decoder = PointNetEncoder(12, (8,), box=True), FullyConnectedDecoder(12, 5, (8,), box=True)
     assert (encoder.box, decoder.box) == (None, None)
     assert decoder(encoder(solids(4))).shape == (4, 5, 3)
+
+
+@pytest.mark.filterwarnings("ignore:box needs")
+def test_a_box_is_for_both_networks_or_for_none():
+    encoder, decoder = PointNetEncoder(20, (8,), box=True), FullyConnectedDecoder(10, 5, (8,), box=True)
+    with pytest.raises(
+        ValueError, match=r"box must be the same for encoder and decoder, .*; got True and False with 10"
+    ):
+        PointNetWAE(encoder, decoder, noise=GaussianNoise(), latent_dim=10)
+    encoder, decoder = PointNetEncoder(26, (8,), box=True), FullyConnectedDecoder(13, 5, (8,), box=True)
+    PointNetWAE(encoder, decoder, noise=GaussianNoise(), latent_dim=13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_poses_in_every_precision(dtype):
+    torch.manual_seed(0)
+    model = small_model(invariance=["rotation", "scale"]).to(dtype)
+    x = (solids(4) * torch.tensor([1.0, 2.0, 3.0])).to(dtype)
+    assert model.terms(x, model.draw_codes(x))["cost"].isfinite()
+    model.eval()
+    assert model.encode(x).dtype == dtype
+    reference = small_model(invariance=["rotation", "scale"]).double().eval()
+    reference.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        found, expected = model(x).double(), reference(x.double())
+    assert (found - expected).abs().max() < (0.1 if dtype is torch.bfloat16 else 1e-3) * expected.abs().max()
 
 
 def test_training_in_boxes_learns_their_sizes():

@@ -55,6 +55,20 @@ def hydra(value):
     return pytest.importorskip("omegaconf").OmegaConf.create(value)
 
 
+def with_one_activation():
+    act = nn.ReLU()
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 16), act, nn.Linear(16, 16), act, nn.Linear(16, 8))
+
+
+class Heavy(WAEMMD):
+    """Does what Lightning's documentation shows, after it has changed an argument and left out another."""
+
+    def __init__(self, weight: float = 1.0, **kwargs) -> None:
+        super().__init__(penalty_weight=2 * weight, **kwargs)
+        weight = 7.0
+        self.save_hyperparameters(ignore=["cost", "encoder", "decoder"])
+
+
 MADE = {
     "a sphere": lambda: WAEMMD(prior=priors.Sphere(8), **parts()),
     "a cube": lambda: WAEMMD(prior=priors.Uniform(8), **parts()),
@@ -71,6 +85,8 @@ MADE = {
         encoder=nn.Sequential(nn.Flatten(), nn.Linear(256, 8, bias=False), nn.BatchNorm1d(8)),
         decoder=nn.Sequential(OrderedDict(a=nn.Linear(8, 256), b=nn.Sigmoid(), c=nn.Unflatten(1, (1, 16, 16)))),
     ),
+    "one activation in two places": lambda: WAEMMD(encoder=with_one_activation(), decoder=parts()["decoder"]),
+    "a class that saves arguments of its own": lambda: Heavy(5.0, cost=costs.AbsoluteError(0.2), **parts()),
     "noise and critic": lambda: WAEGAN(
         noise=noise.GaussianNoise(), latent_dim=8, optimizer=functools.partial(torch.optim.SGD, lr=0.01), **parts(8, 16)
     ),
@@ -82,12 +98,14 @@ def test_what_was_trained_is_what_is_loaded(make, tmp_path):
     model = make()
     path = fitted(model, tmp_path)
     assert_same(type(model).load_from_checkpoint(path), model)
-    assert_same(WAE.load_from_checkpoint(str(path)), model)
+    trust = [type(model).__module__]
+    assert_same(WAE.load_from_checkpoint(str(path), trust=trust), model)
     model.save_pretrained(tmp_path / "folder")
-    assert_same(WAE.from_pretrained(tmp_path / "folder"), model)
+    assert_same(WAE.from_pretrained(tmp_path / "folder", trust=trust), model)
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
-    hparams = {name: value for name, value in model.hparams.items() if not name.startswith("_")}
-    assert config["model"]["init_args"] == hparams
+    assert config["model"]["init_args"] == describe(model)["init_args"]
+    hparams = torch.load(path, weights_only=True)["hyper_parameters"]
+    assert {name: hparams[name] for name in hparams if not name.startswith("_")} == config["model"]["init_args"]
 
 
 def test_the_mixin_of_the_hub_beside_a_model(tmp_path):

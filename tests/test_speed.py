@@ -116,9 +116,14 @@ def test_training_rounds_tiny_numbers_to_zero(tmp_path, monkeypatch):
         pytest.skip("this processor cannot")
     tiny = []
     monkeypatch.setattr(WAEMMD, "on_train_end", lambda model: tiny.append(torch.full((1,), 1e-38).div(10).item()))
-    main(["--config=mnist_wae_mmd", "--fast_dev_run=true", "--accelerator=cpu"])
-    assert tiny == [0]
-    assert torch.full((1,), 1e-38).div(10).item() > 0
+    for before in (False, True):  # as it was, it is afterwards
+        torch.set_flush_denormal(before)
+        try:
+            main(["--config=mnist_wae_mmd", "--fast_dev_run=true", "--accelerator=cpu"])
+            assert (torch.full((1,), 1e-38).div(10).item() == 0) is before
+        finally:
+            torch.set_flush_denormal(False)
+    assert tiny == [0, 0]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whether the arguments of parts are what their type hints say, told before anything is made of them."""
+"""Arguments of parts: told before anything is made of them if they are not what their type hints say, and plain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import functools
 import inspect
 import os
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "with_plain_arguments"]
 
 OURS = ("wae_lightning", "datamodules")
 PLAIN = (types.NoneType, bool, int, float, str, list, tuple, dict, type)
@@ -24,16 +25,37 @@ LISTS = (list, tuple, Sequence)
 ONLY_CALLED = ("Cost",)  # any module whose result is right will do
 
 
-def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
-    """Refuses plain values, and classes, where the hints of our constructors ask for something else.
+def with_plain_arguments(cls: type) -> None:
+    """Makes the constructor that a class of ours defines check its arguments, and get them plain."""
+    init: Any = vars(cls).get("__init__")
+    if init is None or not _is_ours(init):
+        return
+    signature = inspect.signature(init)
 
-    Numbers of NumPy and torch count as Python's, arrays of NumPy and any collection as a list, 0 and 1 as booleans.
-    Where a hint names a part of a model (a prior, a penalty), objects of other libraries are refused; where it names
-    another class, any object may do: whoever uses it will see. A constructor that is not ours is not judged.
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            given = signature.bind(self, *args, **kwargs)
+        except TypeError:  # which the constructor will say better
+            return init(self, *args, **kwargs)  # type: ignore[no-any-return]
+        check_arguments(cls, given)
+        init(*given.args, **given.kwargs)
+
+    cls.__init__ = checked  # type: ignore[misc]
+
+
+def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
+    """Refuses values that are not what the hints of our constructors ask for, and makes plain those that are.
+
+    Numbers, texts and arrays of NumPy, and numbers of torch, become Python's; collections become lists, where one is
+    asked for, but no set or mapping of numbers, which have no order. Where a hint names a part of a model (a prior, a
+    penalty), other objects are refused; where it names another class, any object may do: whoever uses it will see. A
+    constructor that is not ours is not judged.
 
     Args:
         cls: What is to be made.
-        given: What it is to be made with. What it takes as ``**kwargs`` is for the classes that it is made from.
+        given: What it is to be made with, which is changed. What it takes as ``**kwargs`` is for the classes that it
+            is made from.
 
     Raises:
         ValueError: If one is refused.
@@ -43,13 +65,39 @@ def check_arguments(cls: type, given: inspect.BoundArguments) -> None:
     for name, value in given.arguments.items():
         kind = given.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
-            hints, arguments = _inherited_hints(cls), value
-        else:
-            hints, arguments = _hints(init), {} if kind is inspect.Parameter.VAR_POSITIONAL else {name: value}
-        for key, item in arguments.items():
-            hint = hints.get(key, Any)
-            if not _fits(item, hint):
-                raise ValueError(f"{key} must be {_text(hint)}, got {' '.join(f'{item!r:.100}'.split())}")
+            hints = _inherited_hints(cls)
+            given.arguments[name] = {key: _judge(key, item, hints.get(key, Any)) for key, item in value.items()}
+        elif kind is not inspect.Parameter.VAR_POSITIONAL and name in (hints := _hints(init)):
+            given.arguments[name] = _judge(name, value, hints[name])
+
+
+def _judge(name: str, value: Any, hint: Any) -> Any:
+    if not _fits(plain := _plain(value, hint), hint):
+        raise ValueError(f"{name} must be {_text(hint)}, got {' '.join(f'{value!r:.100}'.split())}")
+    return plain
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """The value as numbers, texts and lists of Python, where the hint asks for these."""
+    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = {get_origin(one) or one for one in hints}
+    if not kinds & {bool, int, float, str, Literal, *LISTS}:
+        return value
+    if isinstance(value, np.generic | np.ndarray) or (isinstance(value, torch.Tensor) and value.ndim == 0):
+        return value.tolist()
+    if isinstance(value, Enum) and isinstance(value, str | int | float):
+        return value.value
+    if isinstance(value, Real) and not isinstance(value, Integral | float) and float in kinds:
+        return float(value)
+    if kinds.isdisjoint(LISTS) or not isinstance(value, Collection) or isinstance(value, str | bytes | torch.Tensor):
+        return value
+    if isinstance(value, Mapping | Set) and not (
+        isinstance(value, Set) and all(isinstance(item, str) for item in value)
+    ):
+        return value  # numbers without an order
+    inner = next(get_args(one)[0] for one in hints if get_origin(one) in LISTS)
+    several = [_plain(item, inner) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    return tuple(several) if isinstance(value, tuple) else several
 
 
 def _is_ours(init: Any) -> bool:
@@ -76,20 +124,18 @@ def _inherited_hints(cls: type) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
-        value = value.item()
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if kind is Literal:  # True equals 1
         return any(value == one and isinstance(value, type(one)) and value is not True for one in inner)
     if kind in LISTS:
-        if isinstance(value, str | bytes | torch.Tensor) or not isinstance(value, Collection):
+        if not isinstance(value, list | tuple):
             return False  # iterators, too: the first look would use them up
         several = inner if kind is tuple and Ellipsis not in inner else inner[:1] * len(value)
         return len(value) == len(several) and all(map(_fits, value, several))
     if kind is Callable:
-        return callable(value) or not isinstance(value, str | int | float)
+        return callable(value)
     if hint is Path:
         return isinstance(value, os.PathLike)
     if hint in (int, float):
@@ -97,11 +143,16 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is bool and type(value) is int:
         return value in (0, 1)
     if isinstance(hint, type) and hint.__module__.startswith("wae_lightning.") and hint.__name__ not in ONLY_CALLED:
-        # whether another part of ours does is for the class to say
-        return isinstance(value, hint) or _is_ours(type(value))
+        # whether another of its kind does is for the class to say: GaussianNoise is the only noise that some take
+        return isinstance(value, hint) or bool(_kinds(type(value)) & _kinds(hint))
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return isinstance(value, hint) or not isinstance(value, PLAIN)
     return hint not in NAMES or isinstance(value, hint)
+
+
+def _kinds(cls: type) -> set[type]:
+    """What a class of ours is made from: what is ours, or a network, is not yet the same kind of thing."""
+    return {base for base in cls.__mro__ if _is_ours(base) and base.__name__ != "Part"}
 
 
 def _text(hint: Any) -> str:

@@ -125,7 +125,7 @@ class WAE(RecordedModel, Steps):
                 raise ValueError(f"{name} must be 0 or more, got {count}")
         if prior is not None and latent_dim not in (None, prior.latent_dim):
             raise ValueError(f"latent_dim is {latent_dim}, but the prior has {prior.latent_dim} dimensions")
-        self.prior = prior or Normal(8 if latent_dim is None else latent_dim)
+        self.prior = Normal(8 if latent_dim is None else latent_dim) if prior is None else prior
         if standardize_codes and not isinstance(self.prior, Normal):
             raise ValueError(f"standardize_codes needs a Normal prior, got {type(self.prior).__name__}")
         d = self.prior.latent_dim
@@ -137,15 +137,19 @@ class WAE(RecordedModel, Steps):
             raise ValueError(f"fit_flow needs a MixtureFlow, got {type(flow).__name__}; without one, it is null (None)")
         self.input_range = None if input_range is None else (float(input_range[0]), float(input_range[1]))
         self.input_key = input_key
-        self.noise = noise or EncoderNoise()
-        self.encoder = encoder or ConvEncoder(image_shape, d * self.noise.features_per_dimension)
-        self.decoder = decoder or ConvDecoder(d, image_shape, last_stride=2, output_range=self.input_range)
+        self.noise = EncoderNoise() if noise is None else noise
+        # a network may be empty, and then counts as false
+        if encoder is None:
+            encoder = ConvEncoder(image_shape, d * self.noise.features_per_dimension)
+        if decoder is None:
+            decoder = ConvDecoder(d, image_shape, last_stride=2, output_range=self.input_range)
+        self.encoder, self.decoder = encoder, decoder
         self.standardize = nn.BatchNorm1d(d, affine=False) if standardize_codes else None
         self.flow = flow
         self.flow_noise = flow_noise
         self.fit_flow = fit_flow
-        self.cost = cost or SquaredError(scale=0.05)
-        self.penalty = penalty or MMD()
+        self.cost = SquaredError(scale=0.05) if cost is None else cost
+        self.penalty = MMD() if penalty is None else penalty
         self.penalty.set_prior(self.prior)
         self.penalty_weight = penalty_weight
         self.make_optimizer = optimizer
@@ -363,10 +367,12 @@ class WAE(RecordedModel, Steps):
         """What each reconstruction costs, (B,), in float32 also under autocast."""
         with torch.autocast(target.device.type, enabled=False):
             cost: Tensor = self.cost(in_full_precision(target), in_full_precision(reconstruction))
-        if cost.shape != target.shape[:1]:
+        numbers = isinstance(cost, Tensor) and cost.is_floating_point()
+        if not numbers or cost.shape != target.shape[:1]:
+            found = f"shape {tuple(cost.shape)}" if numbers else f"{getattr(cost, 'dtype', type(cost).__name__)}"
             raise ValueError(
                 f"a cost gives one number for each of the {len(target)} examples, shape ({len(target)},), as "
-                f"SquaredError does; {type(self.cost).__name__} gave shape {tuple(cost.shape)}"
+                f"SquaredError does; {type(self.cost).__name__} gave {found}"
             )
         return cost
 

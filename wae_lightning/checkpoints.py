@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,8 +59,14 @@ def read_plain(path: Any, name: str | None = None) -> Any:
         _refuse_claims(content)
         return content
     except Exception as error:  # torch.load has no common exception for damaged files
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{name}: not a checkpoint, or a damaged one ({reason})") from None
+        raise ValueError(f"{name}: not a checkpoint, or a damaged one ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file that it cannot read, without its advice to run what is in it."""
+    if found := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+        return f"it holds an object of {found[1]}, which is no plain data"
+    return str(error).partition("\n")[0].partition(". This file can still be loaded")[0] or type(error).__name__
 
 
 def _refuse_claims(value: Any, depth: int = 0) -> None:
@@ -227,9 +234,13 @@ def check_description(
     return values
 
 
-def layer_classes(model: nn.Module) -> dict[str, str]:
-    """Name of each module in a model -> its class: what its description does not tell if a layer was exchanged."""
-    return {name: type(module).__qualname__ for name, module in model.named_modules() if name}
+def layer_classes(model: nn.Module, every_name: bool = True) -> dict[str, str]:
+    """Name of each module in a model -> its class: what its description does not tell if a layer was exchanged.
+
+    A module that stands in two places has two names; without ``every_name`` it counts once.
+    """
+    modules = model.named_modules(remove_duplicate=not every_name)
+    return {name: type(module).__qualname__ for name, module in modules if name}
 
 
 def check_layers(model: nn.Module, stored: Any, given: Mapping[str, Any]) -> None:
@@ -242,8 +253,8 @@ def check_layers(model: nn.Module, stored: Any, given: Mapping[str, Any]) -> Non
         return  # saved by somebody's own hook, which says nothing of them
     if not isinstance(stored, dict):
         raise ValueError("its layers are no names and classes")
-    made = layer_classes(model)
-    for name in sorted(made.keys() | {str(name) for name in stored}, key=lambda name: (-name.count("."), name)):
+    made, once = layer_classes(model), layer_classes(model, every_name=False)
+    for name in sorted(once.keys() | {str(name) for name in stored}, key=lambda name: (-name.count("."), name)):
         now, then = made.get(name, "nothing"), str(stored.get(name, "nothing"))[:100]
         if now != then and not set(name.split(".")) & set(given):
             raise ValueError(

@@ -102,14 +102,16 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         target_shape = tuple(target_shape)
         check_positive(condition_shape=condition_shape, target_shape=target_shape)
         d = prior.latent_dim if prior is not None else 8 if latent_dim is None else latent_dim
-        noise = noise or FixedNoise(0.5)
+        noise = FixedNoise(0.5) if noise is None else noise
         features_per_code = d * noise.features_per_dimension
         shapes, standardize = [condition_shape, target_shape], isinstance(noise, FixedNoise)
+        if encoder is None:
+            encoder = ConditionalMLPEncoder(shapes, features_per_code, standardize=standardize)
         super().__init__(
-            encoder=encoder or ConditionalMLPEncoder(shapes, features_per_code, standardize=standardize),
-            decoder=decoder or ConditionalMLPDecoder(d, target_shape, condition_shape),
-            prior=prior or Normal(d),
-            cost=cost or BinaryCrossEntropy(scale=0.05),
+            encoder=encoder,
+            decoder=ConditionalMLPDecoder(d, target_shape, condition_shape) if decoder is None else decoder,
+            prior=Normal(d) if prior is None else prior,
+            cost=BinaryCrossEntropy(scale=0.05) if cost is None else cost,
             penalty_weight=penalty_weight,
             noise=noise,
             flow=flow,
@@ -121,14 +123,15 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         self.target_shape: tuple[int, ...] = target_shape
         self.num_classes = num_classes
         p = min(16, math.prod(condition_shape))
-        features = features or (nn.Identity() if len(condition_shape) == 1 else WhitenedPCA(p, condition_shape))
+        if features is None:
+            features = nn.Identity() if len(condition_shape) == 1 else WhitenedPCA(p, condition_shape)
         self.features = features.requires_grad_(False)
         p = number_of_features(features, condition_shape) if match == "joint" else 0
         p_of_flow = p if num_classes or not isinstance(flow, MixtureFlow) else 0
         if flow is not None and (found := flow.condition_features) not in (0, p_of_flow):
             raise ValueError(f"the flow must have condition_features {p_of_flow} or 0 with {match=}, got {found}")
         if match == "marginal":
-            self.penalty = penalty or MMD()
+            self.penalty = MMD() if penalty is None else penalty
             self.penalty.set_prior(self.prior)
         else:
             self.penalty = penalty_of_pairs(penalty, self.prior, p, classes=num_classes is not None)

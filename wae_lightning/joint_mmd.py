@@ -64,8 +64,8 @@ class JointMMD(Penalty):
 
     def __init__(self, kernel: Kernel | None = None, feature_kernel: Kernel | None = None) -> None:
         super().__init__()
-        self.kernel = kernel or InverseMultiquadric()
-        self.feature_kernel = feature_kernel or RBF()
+        self.kernel = InverseMultiquadric() if kernel is None else kernel
+        self.feature_kernel = RBF() if feature_kernel is None else feature_kernel
         self.latent_dim = 0
 
     def set_prior(self, prior: Prior) -> None:
@@ -114,7 +114,8 @@ def penalty_of_pairs(penalty: Penalty | None, prior: Prior, num_features: int, c
     if log_prior or isinstance(penalty, CramerWold):
         name = "log_prior" if log_prior else "CramerWold"
         raise ValueError(f"{name} knows the density of codes alone: use it with match='marginal'")
-    penalty = penalty or Adversarial(Critic(prior.latent_dim + num_features, width=256))
+    if penalty is None:
+        penalty = Adversarial(Critic(prior.latent_dim + num_features, width=256))
     penalty.set_prior(prior if isinstance(penalty, JointMMD) else CodesAndFeatures(prior, num_features))
     if penalty.codes_per_input > 1:
         raise ValueError(f"{type(penalty).__name__} compares codes only: use it with match='marginal'")

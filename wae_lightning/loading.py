@@ -35,9 +35,6 @@ class RecordedModel(LightningModule, Part):
 
     def record_arguments(self) -> None:
         """Makes the recorded arguments the model's hyper-parameters; to be called in ``__init__``."""
-        about = {_CLASS: f"{type(self).__module__}.{type(self).__qualname__}", _VERSION: __version__}
-        if "class_path" in (description := describe(self)):
-            about[_CLASS] = description["class_path"]
         if not is_recorded(self):
             cls = type(self)
             foreign = (base for base in cls.__bases__ if not issubclass(base, Part))
@@ -51,7 +48,11 @@ class RecordedModel(LightningModule, Part):
         frame = inspect.currentframe()
         while frame is not None and frame.f_back is not None:
             frame = frame.f_back
-        self.save_hyperparameters({**recorded_arguments(self), **about}, frame=frame)
+        self.save_hyperparameters(self._record(), frame=frame)
+
+    def _record(self) -> dict[str, Any]:
+        path = describe(self).get("class_path", f"{type(self).__module__}.{type(self).__qualname__}")
+        return {**recorded_arguments(self), _CLASS: path, _VERSION: __version__}
 
     def describe(self) -> dict[str, Any]:
         """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""
@@ -59,6 +60,8 @@ class RecordedModel(LightningModule, Part):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_LAYERS] = layer_classes(self)
+        # a subclass that calls save_hyperparameters has written its own there, which may not be what it was made with
+        checkpoint["hyper_parameters"] = self._record()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _refuse_older(checkpoint.get("hyper_parameters"), "the checkpoint")

@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from wae_lightning.arguments import check_arguments
+from wae_lightning.arguments import check_arguments, with_plain_arguments
 
 __all__ = [
     "LONGEST_LIST",
@@ -52,14 +52,19 @@ _PLATEAU = ("pytorch_lightning.cli.ReduceLROnPlateau", "lightning.pytorch.cli.Re
 class Part:
     """Base of everything that remembers the class and the arguments it was made with, subclasses included.
 
-    It works through ``__new__``, which sees the arguments of the outermost class and leaves ``__init__`` as it is. A
-    subclass with a ``__new__`` of its own is not recorded. What is changed in a part after it was made is not noticed.
+    It works through ``__new__``, which sees the arguments of the outermost class. A subclass with a ``__new__`` of its
+    own is not recorded. What is changed in a part after it was made is not noticed. Constructors of ours get their
+    arguments checked and plain (:mod:`wae_lightning.arguments`); yours stay as they are.
 
     Example:
         >>> class Shift(nn.Module, Part):  # your own network takes part in it with this one word
         ...     def __init__(self, by: float = 1.0) -> None:
         ...         super().__init__()
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        with_plain_arguments(cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         new: Any = super().__new__

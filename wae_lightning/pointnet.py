@@ -133,18 +133,24 @@ class PointNetWAE(WAE):
         if up_axis not in _AXES:
             raise ValueError(f"up_axis must be one of x, y, z, got {up_axis!r}")
         d = prior.latent_dim if prior is not None else 128 if latent_dim is None else latent_dim
-        features = (noise or EncoderNoise()).features_per_dimension
+        features = 1 if noise is None else noise.features_per_dimension
         super().__init__(
-            encoder=encoder or PointNetEncoder(d * features),
-            decoder=decoder or FullyConnectedDecoder(d, num_points),
-            prior=prior or Normal(d),
-            cost=cost or ChamferDistance(),
+            encoder=PointNetEncoder(d * features) if encoder is None else encoder,
+            decoder=FullyConnectedDecoder(d, num_points) if decoder is None else decoder,
+            prior=Normal(d) if prior is None else prior,
+            cost=ChamferDistance() if cost is None else cost,
             penalty_weight=penalty_weight,
             noise=noise,
             latent_dim=latent_dim,
             input_range=input_range,
             **kwargs,
         )
+        boxes = [part.box is not None for part in (self.encoder, self.decoder) if hasattr(part, "box")]
+        if len(boxes) == 2 and boxes[0] != boxes[1]:
+            raise ValueError(
+                "box must be the same for encoder and decoder, which has it from 13 latent dimensions on; got "
+                f"{boxes[0]} and {boxes[1]} with {self.latent_dim}"
+            )
         self.coupling = coupling
         self.coupling_weight = coupling_weight
         self.coupled_codes = coupled_codes
@@ -154,16 +160,17 @@ class PointNetWAE(WAE):
 
     def _into_pose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the sets in the form that is encoded, and the rotations and the scales that lead there."""
-        rotation = torch.eye(3, device=x.device, dtype=x.dtype).expand(x.shape[0], 3, 3)
-        scale = x.new_ones(x.shape[0], 1, 1)
+        posed = in_full_precision(x)
+        rotation = torch.eye(3, device=x.device, dtype=posed.dtype).expand(x.shape[0], 3, 3)
+        scale = posed.new_ones(x.shape[0], 1, 1)
         if "rotation" in self.invariance:
-            rotation = upright_pose(x, self.up_axis)
+            rotation = upright_pose(posed, self.up_axis)
             with full_float32(x.device):
-                x = x @ rotation
+                posed = posed @ rotation
         if "scale" in self.invariance:
-            scale = x.square().sum(2).mean(1).sqrt().clamp(min=1e-12).view(-1, 1, 1)
-            x = x / scale
-        return x, rotation, scale
+            scale = posed.square().sum(2).mean(1).sqrt().clamp(min=1e-12).view(-1, 1, 1)
+            posed = posed / scale
+        return posed.to(x.dtype), rotation, scale
 
     def encode(self, x: Tensor, noise: bool | None = None, refine_steps: int = 0) -> Tensor:
         """Encodes point sets (B, N, 3), see :meth:`WAE.encode`; any order of the points gives the same code."""

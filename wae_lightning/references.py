@@ -70,10 +70,10 @@ class VAE(WAE):
         for name in ("penalty", "standardize_codes", "prior", "gather_codes", "code_queue", "flow"):
             if wae.get(name):
                 raise ValueError(f"VAE has no {name}: its penalty is the divergence of each code from N(0, I)")
-        noise = noise or GaussianNoise()
+        noise = GaussianNoise() if noise is None else noise
         if not isinstance(noise, GaussianNoise):
             raise ValueError(f"VAE needs a Gaussian encoder, noise=GaussianNoise(); got {type(noise).__name__}")
-        cost = cost or BinaryCrossEntropy()
+        cost = BinaryCrossEntropy() if cost is None else cost
         super().__init__(cost=cost, penalty=_Divergence(), penalty_weight=penalty_weight, noise=noise, **wae)
 
     def draw_codes(self, x: Tensor) -> Tensor:

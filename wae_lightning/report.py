@@ -59,11 +59,13 @@ class ReportWAE(ConditionalWAE):
         for name in ("flow", "num_classes"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"ReportWAE takes no {name}: its code is a function of an observed part")
-        noise = noise or EncoderNoise()
+        noise = EncoderNoise() if noise is None else noise
         d = prior.latent_dim if prior is not None else 8 if latent_dim is None else latent_dim
+        if encoder is None:
+            encoder = ConditionalMLPEncoder([condition_shape], d * noise.features_per_dimension)
         super().__init__(
-            encoder=encoder or ConditionalMLPEncoder([condition_shape], d * noise.features_per_dimension),
-            decoder=decoder or ConditionalMLPDecoder(d, target_shape),
+            encoder=encoder,
+            decoder=ConditionalMLPDecoder(d, target_shape) if decoder is None else decoder,
             prior=prior,
             penalty_weight=penalty_weight,
             noise=noise,

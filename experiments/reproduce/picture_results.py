@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ def nearest(pictures: Tensor, training: Tensor) -> Tensor:
     return torch.cdist(pictures.flatten(1), both).min(1).values / pictures[0].numel() ** 0.5
 
 
-def patches_among_training(model: Any, training: Tensor, samples: Tensor) -> dict[str, float]:
+def patches_among_training(
+    reconstruct: Callable[[Tensor], Tensor], training: Tensor, samples: Tensor
+) -> dict[str, float]:
     """Patch distances of samples, of reconstructions and of real pictures from other training pictures.
 
     Where test pictures are of another kind, these tell how well samples are drawn from what the model has seen. No
@@ -37,7 +41,7 @@ def patches_among_training(model: Any, training: Tensor, samples: Tensor) -> dic
     """
     n = min(len(training) // 2, len(samples))
     real, others = training[:n], training[n : 2 * n]
-    sets = {"samples": samples[:n], "reconstructions": torch.cat([model(x) for x in others.split(100)])}
+    sets = {"samples": samples[:n], "reconstructions": torch.cat([reconstruct(x) for x in others.split(100)])}
     distance, found = PatchDistance(reset_real=False), {}
     distance.update(real, real=True)
     for name, pictures in (sets | {"floor": others}).items():
@@ -54,6 +58,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of its data (data)")
     parser.add_argument("--cache_dir", type=Path, help="folder of its cache (beside the pictures)")
     parser.add_argument("--num_samples", type=int, default=1000, help="samples to measure by (1000)")
+    parser.add_argument("--refine_steps", type=int, default=0, help="of reconstructions, as of evaluate.py (0)")
     parser.add_argument("--command", default="", help="how it was trained, kept in the file")
     default = EXPERIMENTS / "results" / "emoji_wae_mmd.json"
     parser.add_argument("--out", type=Path, default=default, help="JSON file (results/emoji_wae_mmd.json)")
@@ -62,18 +67,19 @@ def main(given: list[str] | None = None) -> None:
     model: Any = load_model(arguments.checkpoint)
     places = {"root": arguments.root, "cache_dir": arguments.cache_dir}
     data: Any = load_data(arguments.checkpoint, {name: str(place) for name, place in places.items() if place})
-    found = evaluate(model, data, arguments.num_samples)
+    found = evaluate(model, data, arguments.num_samples, refine_steps=arguments.refine_steps)
     test = torch.cat(list(read_test_images(data)))
     training = torch.cat(list(read_training_images(data, 10_000)))
     samples = model.sample(min(500, arguments.num_samples), torch.Generator().manual_seed(1))
     for name, pictures in (("samples", samples), ("test", test[:500])):
         found[f"nearest_training_{name}"] = float(nearest(pictures, training).median())
-    found |= patches_among_training(model, training, samples)
+    reconstruct = partial(model, refine_steps=arguments.refine_steps)
+    found |= patches_among_training(reconstruct, training, samples)
     trained = json.loads((arguments.checkpoint.parents[1] / "metrics.json").read_text())
     about = {"commit": commit(), "hardware": hardware(), "command": arguments.command}
     write_json(arguments.out, about | trained | found)
     if arguments.picture is not None:
-        pairs = torch.stack([test[:32], model(test[:32])], 1).flatten(0, 1)
+        pairs = torch.stack([test[:32], reconstruct(test[:32])], 1).flatten(0, 1)
         save_image([make_grid(x, nrow=8, pad_value=1) for x in (samples[:64], pairs)], arguments.picture, padding=6)
 
 

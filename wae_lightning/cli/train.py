@@ -375,11 +375,12 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     # "Tip: ... try installing ..."
     logging.getLogger(f"{PACKAGE}.utilities.rank_zero").addFilter(hide_tips)
     keep_freed_memory()
-    # what an optimizer remembers of weights that have no gradient any more fades to numbers with which CPUs are slow
-    torch.set_flush_denormal(True)
     sys.argv = sys.argv[:1]
     cli = None
     before = signal.signal(signal.SIGTERM, on_sigterm)
+    flushed = bool(torch.tensor(1e-20).square() == 0)
+    # what an optimizer remembers of weights that have no gradient any more fades to numbers with which CPUs are slow
+    torch.set_flush_denormal(True)
     try:
         full, name = complete_flags(given)
         cli = Train(full, name)
@@ -414,6 +415,6 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
         sys.exit(1)
     finally:
         signal.signal(signal.SIGTERM, before)
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushed)
         if cli is not None:
             cli.give_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,6 +27,14 @@ def _check_positive(**numbers: int | Sequence[int]) -> None:
         values = [value] if isinstance(value, int) else list(value)
         if not values or min(values) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _has_box(box: bool, latent_dim: int) -> bool:
+    """Whether a network treats the bounding box by itself: if it shall, and if there is room for it."""
+    if box and latent_dim < _LEAST_WITH_BOX:
+        warnings.warn(f"box needs latent_dim {_LEAST_WITH_BOX} or more and is left out, got {latent_dim}", stacklevel=3)
+        return False
+    return box
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
@@ -104,7 +113,7 @@ class PointNetEncoder(nn.Module, Part):
         box: Encode the bounding box by itself: the first six outputs are the logarithms of its half sizes and
             its middle, standardised, and the network sees the points in [-1, 1]³. Sizes that are less than 0.1 of the
             largest count as that, so that thin sides are not blown up. For a decoder with ``box``. Where ``latent_dim``
-            is less than 13, six are too many, and the box is encoded with the rest.
+            is less than 13, six are too many, and the box is encoded with the rest, with a warning.
 
     Raises:
         ValueError: If a size is not positive.
@@ -126,7 +135,7 @@ class PointNetEncoder(nn.Module, Part):
     ) -> None:
         super().__init__()
         _check_positive(latent_dim=latent_dim, channels=channels)
-        self.box = nn.BatchNorm1d(_BOX, affine=False) if box and latent_dim >= _LEAST_WITH_BOX else None
+        self.box = nn.BatchNorm1d(_BOX, affine=False) if _has_box(box, latent_dim) else None
         if self.box is not None:
             latent_dim -= _BOX
         if any(size < 1 for size in hidden):
@@ -242,7 +251,7 @@ class FullyConnectedDecoder(nn.Module, Part):
         super().__init__()
         _check_positive(latent_dim=latent_dim, num_points=num_points, hidden=hidden)
         self.num_points = num_points
-        self.box = nn.Linear(_BOX, _BOX) if box and latent_dim >= _LEAST_WITH_BOX else None
+        self.box = nn.Linear(_BOX, _BOX) if _has_box(box, latent_dim) else None
         if self.box is not None:
             with torch.no_grad():
                 # about the mean and deviation that the boxes of clouds in the unit sphere have

@@ -136,7 +136,7 @@ class MMD(Penalty):
 
     def __init__(self, kernel: Kernel | None = None) -> None:
         super().__init__()
-        self.kernel = kernel or InverseMultiquadric()
+        self.kernel = InverseMultiquadric() if kernel is None else kernel
 
     def set_prior(self, prior: Prior) -> None:
         self.kernel.set_expected_squared_distance(prior.expected_squared_distance)
@@ -182,7 +182,7 @@ class MMDPlusPlus(Penalty):
             raise ValueError(f"codes_per_input must be at least 2, got {codes_per_input}")
         self.dataset_size = dataset_size
         self.codes_per_input = codes_per_input
-        self.kernel = kernel or InverseMultiquadric(scales=(1.0, 1.0 / dataset_size))
+        self.kernel = InverseMultiquadric(scales=(1.0, 1.0 / dataset_size)) if kernel is None else kernel
 
     def set_prior(self, prior: Prior) -> None:
         self.kernel.set_expected_squared_distance(prior.expected_squared_distance)
