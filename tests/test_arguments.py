@@ -1,6 +1,8 @@
 """Plain values of a wrong kind are refused before anything is made of them, whichever class takes them."""
 
+import argparse
 import enum
+import types
 from collections import deque
 from fractions import Fraction
 
@@ -244,6 +246,14 @@ class Calls(torch.nn.Module):
 
     def forward(self, x, y):
         return self.function(x, y)
+
+
+def test_configs_take_lists_and_dictionaries_of_other_kinds():
+    changes = {"stretch_parts": deque([0.8, 1.2]), "batch_size": 8}
+    _, data = from_config("modelnet40_pointnet", data=types.MappingProxyType(changes))
+    assert list(data.stretch_parts) == [0.8, 1.2]
+    with pytest.raises(ValueError, match=r"data must be a dictionary of arguments, got Namespace\(a=1\)"):
+        from_config("modelnet40_pointnet", data=argparse.Namespace(a=1))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ def from_config(
         >>> model.sample(16).shape
         torch.Size([16, 1, 28, 28])
     """
+    if not isinstance(data or {}, Mapping):
+        raise UsageError(f"from_config: data must be a dictionary of arguments, got {data!r:.100}")
     try:
         content = read_config(config_file(str(name)))
         file = {group: content.get(group) for group in ("model", "data")}
@@ -94,10 +96,15 @@ def from_config(
     return made.model, made.data
 
 
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of NumPy and torch as Python's, which the parser wants."""
-    kinds = np.generic | np.ndarray | torch.Tensor
-    return {name: value.tolist() if isinstance(value, kinds) else value for name, value in arguments.items()}
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and torch, lists and dictionaries of anybody as Python's, which the parser wants."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value
 
 
 def link_typed(config: Any, arguments: list[str]) -> None:

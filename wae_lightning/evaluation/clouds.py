@@ -207,8 +207,12 @@ def measure_model(
         layers = [layer for layer in model.encoder.points.mlp if isinstance(layer, torch.nn.Linear)]
         hidden = [layer.out_features for layer in model.encoder.output if isinstance(layer, torch.nn.Linear)][:-1]
         box = model.encoder.box is not None
-        untrained = PointNetEncoder(model.latent_dim, [layer.out_features for layer in layers], hidden, box=box).eval()
-        row["linear SVM on codes, encoder untrained"] = measure_svm_accuracy(untrained.to(device), data, device=device)
+        features = model.latent_dim * model.noise.features_per_dimension
+        channels = [layer.out_features for layer in layers]
+        untrained = PointNetEncoder(features, channels, hidden, box=box).eval().to(device)
+        row["linear SVM on codes, encoder untrained"] = measure_svm_accuracy(
+            lambda x: model.noise.mean(untrained(x)), data, device=device
+        )
     row["linear SVM on codes of turned test clouds"] = measure_svm_accuracy(
         model.encode, data, turn=True, device=device
     )
