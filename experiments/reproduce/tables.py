@@ -260,6 +260,7 @@ def order() -> str:
 
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
+    "the same model, reconstructions refined by 10 steps": "emoji_refined",
     "96 units": "emoji_96_units",
     "192 units": "emoji_192_units",
     "20 Gaussians, 66 epochs": "emoji_66_epochs",
@@ -425,8 +426,9 @@ def conditions(condition: str, measures: dict[str, tuple[str, int, float]]) -> s
 # ---- point clouds ---------------------------------------------------------------------------------------------------
 
 RECONSTRUCTION = {
-    "CD ×10³": ("CD x1e3", 2, 1), "EMD ×10²": ("EMD x1e2 (40 clouds, 512 points)", 1, 1),
-    "judge's share": ("classifier share", 3, 1), "SVM": ("linear SVM on codes", 3, 1),
+    "CD ×10³": ("CD x1e3", 2, 1), "refined": ("refined: CD x1e3", 2, 1),
+    "EMD ×10²": ("EMD x1e2 (40 clouds, 512 points)", 1, 1), "judge's share": ("classifier share", 3, 1),
+    "share, refined": ("refined: classifier share", 3, 1), "SVM": ("linear SVM on codes", 3, 1),
     "SVM, untrained encoder": ("linear SVM on codes, encoder untrained", 3, 1),
 }  # fmt: skip
 SAMPLES = {
@@ -445,6 +447,7 @@ def clouds(columns: dict[str, tuple[str, int, float]], *parts: str) -> str:
     """Rows of point_clouds.json that have the columns; samples are kept in parts, by where they were drawn."""
     rows = []
     for name, row in load("point_clouds").items():
+        row |= {f"refined: {key}": value for key, value in row.get("refined", {}).items()}
         found = {f"{name}, {part}": row.get(part) for part in parts} if any(p in row for p in parts) else {name: row}
         for label, values in found.items():
             cells = [number((values or {}).get(key), digits, factor) for key, digits, factor in columns.values()]
