@@ -30,10 +30,12 @@ from torch.nn import functional as F
 
 from datamodules import MNISTDataModule
 from datamodules.mnist import BUNDLED_DIGITS, read_digits
-from wae_lightning import WAEMMD, evaluation
+from wae_lightning import WAEMMD, PointNetWAE, evaluation
 from wae_lightning.cli import evaluate, train
+from wae_lightning.evaluation import clouds
 from wae_lightning.image_parts import ImageParts
 from wae_lightning.metrics import DigitClassifier, DigitClassifierTwin, DigitFeatures, PatchDistance
+from wae_lightning.networks import FullyConnectedDecoder, PointNetClassifier, PointNetEncoder
 
 pytestmark = pytest.mark.usefixtures("quick_measures")
 
@@ -410,6 +412,23 @@ def cloud_data(train=40, test=6):
     sets = [SimpleNamespace(points=torch.rand(n, 16, 3, generator=generator), labels=torch.zeros(n).long())
             for n in (train, test)]  # fmt: skip
     return SimpleNamespace(train_set=sets[0], test_set=sets[1], num_points=8)
+
+
+def test_refined_clouds_are_compared_with_the_points_they_were_refined_with_and_with_others(monkeypatch):
+    monkeypatch.setattr(clouds, "SET_POINTS", 8)
+    torch.manual_seed(0)
+    model = PointNetWAE(PointNetEncoder(4, [8], [8]), FullyConnectedDecoder(4, 8, [8]), latent_dim=4).eval()
+    data = cloud_data()
+    row = point_cloud_results.measure_refined(model, data, PointNetClassifier(2, (4,), (4,)).eval())
+    test = data.test_set.points
+    found = model(test[:, :8], refine_steps=row["steps"]).detach()
+    for name, points in (("CD x1e3", test[:, :8]), ("CD x1e3 to other points", test[:, 8:])):
+        expected = 1e3 * np.mean([chamfer_by_loops(a, b) for a, b in zip(points, found, strict=True)])
+        assert row[name] == pytest.approx(expected, rel=1e-4)
+    data.num_points = 9
+    assert "CD x1e3 to other points" not in point_cloud_results.measure_refined(
+        model, data, PointNetClassifier(2, (4,), (4,)).eval()
+    )
 
 
 def test_the_baselines_of_clouds_are_what_they_are_called(monkeypatch):

@@ -426,7 +426,7 @@ def conditions(condition: str, measures: dict[str, tuple[str, int, float]]) -> s
 # ---- point clouds ---------------------------------------------------------------------------------------------------
 
 RECONSTRUCTION = {
-    "CD ×10³": ("CD x1e3", 2, 1), "refined": ("refined: CD x1e3", 2, 1),
+    "CD ×10³": ("CD x1e3", 2, 1), "refined, to other points": ("refined: CD x1e3 to other points", 2, 1),
     "EMD ×10²": ("EMD x1e2 (40 clouds, 512 points)", 1, 1), "judge's share": ("classifier share", 3, 1),
     "share, refined": ("refined: classifier share", 3, 1), "SVM": ("linear SVM on codes", 3, 1),
     "SVM, untrained encoder": ("linear SVM on codes, encoder untrained", 3, 1),

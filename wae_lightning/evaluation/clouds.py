@@ -40,7 +40,6 @@ __all__ = [
     "evaluate_clouds",
     "load_classifier",
     "measure_model",
-    "measure_reconstructions",
     "train_classifier",
 ]
 
@@ -153,15 +152,6 @@ def compare_reconstructions(
     }
 
 
-def measure_reconstructions(
-    model: PointNetWAE, data: Any, classifier: PointNetClassifier, refine_steps: int = 0
-) -> dict[str, float]:
-    """Compares the test clouds with their reconstructions, of codes refined by so many steps."""
-    target, labels = data.test_set.points[:, : data.num_points], data.test_set.labels
-    reconstruct = partial(model, refine_steps=refine_steps)
-    return compare_reconstructions(target, apply_in_batches(reconstruct, target, model.device), labels, classifier)
-
-
 @torch.no_grad()
 def apply_in_batches(function: Callable[[Tensor], Tensor], clouds: Tensor, device: torch.device | str) -> Tensor:
     """Applies what runs on a device; arguments and results lie on the CPU."""
@@ -198,7 +188,9 @@ def measure_model(
     generator = torch.Generator().manual_seed(0)
     train, test = data.train_set.points, data.test_set.points
     n, device = len(test), model.device
-    row: dict[str, Any] = measure_reconstructions(model, data, classifier, refine_steps)
+    target, labels = test[:, : data.num_points], data.test_set.labels
+    found = apply_in_batches(partial(model, refine_steps=refine_steps), target, device)
+    row: dict[str, Any] = compare_reconstructions(target, found, labels, classifier)
     # the encoder's own codes: what a flow does to them afterwards serves the samples
     flow, model.flow = model.flow, None
     row["linear SVM on codes"] = measure_svm_accuracy(model.encode, data, device=device)
