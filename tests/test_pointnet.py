@@ -1,6 +1,7 @@
 """PointNet's networks and PointNetWAE."""
 
 import math
+import warnings
 from itertools import permutations
 
 import numpy as np
@@ -283,14 +284,18 @@ def test_few_latent_dimensions_have_no_room_for_a_box():
 
 
 @pytest.mark.filterwarnings("ignore:box needs")
-def test_a_box_is_for_both_networks_or_for_none():
+def test_a_box_of_one_network_only_is_said():
     encoder, decoder = PointNetEncoder(20, (8,), box=True), FullyConnectedDecoder(10, 5, (8,), box=True)
-    with pytest.raises(
-        ValueError, match=r"box must be the same for encoder and decoder, .*; got True and False with 10"
+    with pytest.warns(
+        UserWarning, match="treated by itself by the encoder only: box is for both, and the decoder has it"
     ):
         PointNetWAE(encoder, decoder, noise=GaussianNoise(), latent_dim=10)
+    with pytest.warns(UserWarning, match="treated by itself by the decoder only"):
+        PointNetWAE(PointNetEncoder(16, (8,)), FullyConnectedDecoder(16, 5, (8,), box=True), latent_dim=16)
     encoder, decoder = PointNetEncoder(26, (8,), box=True), FullyConnectedDecoder(13, 5, (8,), box=True)
-    PointNetWAE(encoder, decoder, noise=GaussianNoise(), latent_dim=13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PointNetWAE(encoder, decoder, noise=GaussianNoise(), latent_dim=13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

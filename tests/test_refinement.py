@@ -13,6 +13,7 @@ from wae_lightning.costs import SquaredError, chamfer_distance
 from wae_lightning.evaluation import encode_batches, evaluate
 from wae_lightning.networks import FullyConnectedDecoder, MixtureFlow, PointNetEncoder
 from wae_lightning.priors import Normal, Sphere, Uniform
+from wae_lightning.refinement import reconstruction_by, refine_codes
 
 
 def linear(prior=None, **arguments):
@@ -113,12 +114,69 @@ def test_a_pose_is_undone():
     assert (chamfer_distance(x, refined) < chamfer_distance(x, plain)).all()
 
 
-@pytest.mark.parametrize("model", [linear(), PointNetWAE(num_points=8)], ids=["plain", "clouds"])
-def test_a_negative_number_is_refused(model):
-    x = torch.rand(2, 6) if model.input_range is None and model.latent_dim == 3 else torch.rand(2, 8, 3)
-    for call in (model, model.encode):
-        with pytest.raises(ValueError, match="refine_steps must be 0 or more, got -1"):
-            call(x, refine_steps=-1)
+@pytest.mark.parametrize("steps", [-1, 2.5, "3", None, True])
+def test_what_is_no_number_of_steps_is_refused(steps):
+    for model, x in ((linear(), torch.rand(2, 6)), (PointNetWAE(num_points=8), torch.rand(2, 8, 3))):
+        for call in (model, model.encode):
+            with pytest.raises(ValueError, match=f"refine_steps must be a whole number, 0 or more, got {steps!r}"):
+                call(x, refine_steps=steps)
+    with pytest.raises(ValueError, match="refine_steps must be a whole number, 0 or more"):
+        evaluate(small(), None, refine_steps=steps)
+
+
+def test_refine_codes_says_what_it_cannot_use():
+    code, prior = torch.zeros(4, 3), Normal(3)
+    for costs_of, message in (
+        (lambda z: z.square().sum(), r"expected shape \(4,\), got \(\)"),
+        (lambda z: z.detach().sum(1), r"expected shape \(4,\), got \(4,\) without a gradient"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refine_codes(code, costs_of, 3, prior)
+    with pytest.raises(ValueError, match="refine_codes takes at least 1 step, got 0"):
+        refine_codes(code, lambda z: z.sum(1), 0, prior)
+    bias = torch.zeros(4, requires_grad=True)
+    assert torch.equal(refine_codes(code, lambda z: bias * 1, 3, prior), code)  # a decoder that has collapsed
+
+
+@pytest.mark.parametrize("prior", [Normal(3, 1e10), Normal(3, 1e-10), Sphere(3, 1e-15), Sphere(3, 1e12)])
+def test_the_scale_of_a_prior_changes_no_more_than_the_scale(prior):
+    torch.manual_seed(0)
+    start, target = torch.randn(5, 3), torch.randn(5, 3)
+    if isinstance(prior, Sphere):
+        start = nn.functional.normalize(start)
+
+    def refined(prior, factor):
+        found = refine_codes(
+            prior.scale * start, lambda z: factor * (z / prior.scale - target).square().sum(1), 9, prior
+        )
+        return found / prior.scale
+
+    expected = refined(type(prior)(3), 1.0)
+    assert ((expected - target).norm(dim=1) < (start - target).norm(dim=1)).all()
+    torch.testing.assert_close(refined(prior, 1.0), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(refined(prior, 1e-10), expected, rtol=1e-3, atol=1e-4)
+
+
+class Bounded(Normal):
+    def project(self, z):
+        return z.sigmoid()
+
+
+def test_a_support_that_is_not_known_is_asked_for():
+    with pytest.raises(ValueError, match="Bounded must have into_support, as it has project, for codes to be moved"):
+        linear(Bounded(3)).encode(torch.rand(2, 6), refine_steps=2)
+
+
+class Clamped(WAE):
+    def forward(self, x):
+        return super().forward(x).clamp(0, 1)
+
+
+def test_a_forward_of_somebody_elses_is_used_as_it_is():
+    model = Clamped(nn.Linear(6, 8), nn.Linear(8, 6), cost=SquaredError(), input_range=None)
+    assert reconstruction_by(model, 0) is model
+    with pytest.raises(ValueError, match="refine_steps must be 0 for Clamped: its forward does not take them"):
+        encode_batches(model, [torch.rand(2, 6)], 5)
 
 
 def test_costs_of_vectors_are_refined_and_codes_are_not():
@@ -130,7 +188,7 @@ def test_costs_of_vectors_are_refined_and_codes_are_not():
 
 
 def test_what_has_no_reconstructions_is_refused():
-    with pytest.raises(ValueError, match="refine_steps must be 0 or more, and 0 for a conditional model, got 5"):
+    with pytest.raises(ValueError, match="refine_steps must be 0 for ConditionalWAE: its forward does not take them"):
         evaluate(ConditionalWAE(), None, refine_steps=5)
     with pytest.raises(ValueError, match="refine_steps is of reconstructions of test data"):
         evaluate(small(), None, refine_steps=5)

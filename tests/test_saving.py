@@ -108,6 +108,24 @@ def test_what_was_trained_is_what_is_loaded(make, tmp_path):
     assert {name: hparams[name] for name in hparams if not name.startswith("_")} == config["model"]["init_args"]
 
 
+class Rated(WAEMMD):
+    def __init__(self, rate: float = 0.1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters("rate")
+        self.save_hyperparameters({"git_commit": "abc"})
+        self.rate = rate
+
+
+def test_hyper_parameters_that_a_tuner_has_changed_are_what_is_loaded(tmp_path):
+    model = Rated(**parts(), latent_dim=8)
+    model.rate = model.hparams.rate = 0.007
+    model.hparams.penalty_weight = model.penalty_weight = 5.0
+    path = fitted(model, tmp_path)
+    loaded = Rated.load_from_checkpoint(path)
+    assert (loaded.rate, loaded.penalty_weight) == (0.007, 5.0)
+    assert torch.load(path, weights_only=True)["more_hyper_parameters"] == {"git_commit": "abc"}
+
+
 def test_the_mixin_of_the_hub_beside_a_model(tmp_path):
     mixin = pytest.importorskip("huggingface_hub").PyTorchModelHubMixin
     flow = networks.MixtureFlow(8, 3)

@@ -83,8 +83,10 @@ def _plain(value: Any, hint: Any) -> Any:
     kinds = {get_origin(one) or one for one in hints}
     if not kinds & {bool, int, float, str, Literal, *LISTS}:
         return value
+    if isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type) and kind not in (Any, *NAMES, *LISTS))):
+        return value  # an array, a tensor, a set that is asked for beside these
     if isinstance(value, np.generic | np.ndarray) or (isinstance(value, torch.Tensor) and value.ndim == 0):
-        return value.tolist()
+        value = value.tolist()
     if isinstance(value, Enum) and isinstance(value, str | int | float):
         return value.value
     if isinstance(value, Real) and not isinstance(value, Integral | float) and float in kinds:
@@ -95,13 +97,13 @@ def _plain(value: Any, hint: Any) -> Any:
         isinstance(value, Set) and all(isinstance(item, str) for item in value)
     ):
         return value  # numbers without an order
-    inner = next(get_args(one)[0] for one in hints if get_origin(one) in LISTS)
+    inner = next((get_args(one)[0] for one in hints if get_origin(one) in LISTS and get_args(one)), Any)
     several = [_plain(item, inner) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return tuple(several) if isinstance(value, tuple) else several
 
 
 def _is_ours(init: Any) -> bool:
-    return getattr(init, "__module__", "").partition(".")[0] in OURS
+    return (getattr(init, "__module__", None) or "").partition(".")[0] in OURS
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from wae_lightning.noise import EncoderNoise, FixedNoise, GaussianNoise
 from wae_lightning.penalties import MMD, Adversarial, Penalty
 from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
-from wae_lightning.refinement import refine_codes
+from wae_lightning.refinement import check_refine_steps, refine_codes
 from wae_lightning.steps import Steps
 from wae_lightning.training.inputs import check_image_shape, input_of
 from wae_lightning.training.optimizers import LRSchedulerCallable, OptimizerCallable
@@ -185,16 +185,16 @@ class WAE(RecordedModel, Steps):
             x: Inputs (B, *input).
             noise: Whether to draw from the encoder's distribution or to take its mean. None: draw in training mode
                 only. Without encoder noise there is no difference.
-            refine_steps: By how many steps of gradient descent each code is then moved to where it reconstructs better,
-                see :func:`~wae_lightning.refinement.refine_codes`: 10 or 20 do most of it. No gradient flows through
-                them.
+            refine_steps: By how many steps of gradient descent each code is then moved to where it reconstructs better
+                in evaluation mode, see :func:`~wae_lightning.refinement.refine_codes`: 10 or 20 do most of it. No
+                gradient flows through them.
 
         Returns:
             Codes (B, latent_dim).
 
         Raises:
             ValueError: If the encoder puts out another number of features than the prior and the noise need, or
-                ``refine_steps`` is negative.
+                ``refine_steps`` is no number of steps.
         """
         code = self._refined(x, self._encode(x, self.training if noise is None else noise), refine_steps)
         return self._from_code(code, code[:, self.latent_dim :])
@@ -299,13 +299,14 @@ class WAE(RecordedModel, Steps):
 
     def _refined(self, x: Any, code: Tensor, steps: int) -> Tensor:
         """The encoder's own codes (B, d), moved by ``steps`` steps to where they cost less."""
-        if steps < 0:
-            raise ValueError(f"refine_steps must be 0 or more, got {steps}")
+        check_refine_steps(steps)
         if steps == 0:
             return code
         with evaluation_mode(self), torch.inference_mode(False):
             x = apply_to_collection(x, Tensor, Tensor.clone)  # a tensor of inference mode could not be differentiated
-            return refine_codes(code, lambda c: self._costs(*self._reconstruction(x, c)), steps, self.prior)
+            return refine_codes(
+                code, lambda c: self._costs(*self._reconstruction(x, self.at_home(c))), steps, self.prior
+            )
 
     def _from_code(self, code: Tensor, features: Tensor) -> Tensor:
         """Maps the encoder's own codes (n, d) to z; ``features`` (n, p) stand beside them in what is compared."""

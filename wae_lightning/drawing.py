@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wae_lightning.priors import Prior
+from wae_lightning.priors import Prior, Sphere
 
 __all__ = ["evaluation_mode", "lines_between", "through_codes_or_z", "traversal_codes"]
 
@@ -54,7 +54,7 @@ def lines_between(start: Tensor, end: Tensor, steps: int, prior: Prior) -> Tenso
         raise ValueError(f"a and b must have one shape, got {tuple(start.shape)} and {tuple(end.shape)}")
     weights = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(-1, 1, 1)
     lines = torch.lerp(start.expand(steps, -1, -1), end.to(start).expand(steps, -1, -1), weights)
-    return prior.into_support(lines.flatten(0, 1)).view_as(lines)
+    return prior.project(lines.flatten(0, 1)).view_as(lines) if isinstance(prior, Sphere) else lines
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from wae_lightning import __version__
 from wae_lightning.checkpoints import build_bounded, check_description, check_layers, layer_classes, read_plain
 from wae_lightning.lightning import LightningModule
-from wae_lightning.parts import Part, build, describe, is_recorded, recorded_arguments
+from wae_lightning.parts import Part, build, describe, is_recorded, parameters_of, recorded_arguments
 from wae_lightning.training.finite import first_bad_weights
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["RecordedModel"]
 
 _CLASS, _VERSION = "_class_path", "_version"
 _LAYERS = "layer_classes"
+_MORE = "more_hyper_parameters"  # of a subclass; no arguments
 
 
 class RecordedModel(LightningModule, Part):
@@ -60,8 +61,17 @@ class RecordedModel(LightningModule, Part):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_LAYERS] = layer_classes(self)
-        # a subclass that calls save_hyperparameters has written its own there, which may not be what it was made with
-        checkpoint["hyper_parameters"] = self._record()
+        # a subclass that calls save_hyperparameters has written there what may not be what it was made with; what was
+        # changed since then, as tuners do, counts
+        first, now = (
+            {name: describe(value) for name, value in hparams.items()}
+            for hparams in (self.hparams_initial, self.hparams)
+        )
+        changed = {name: value for name, value in now.items() if name not in first or value != first[name]}
+        known = {*self._record(), *(name for base in type(self).__mro__ for name in parameters_of(base).parameters)}
+        checkpoint["hyper_parameters"] = self._record() | {name: changed[name] for name in changed if name in known}
+        if more := {name: value for name, value in now.items() if name not in known}:
+            checkpoint[_MORE] = more
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _refuse_older(checkpoint.get("hyper_parameters"), "the checkpoint")

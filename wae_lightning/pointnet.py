@@ -145,12 +145,14 @@ class PointNetWAE(WAE):
             input_range=input_range,
             **kwargs,
         )
-        boxes = [part.box is not None for part in (self.encoder, self.decoder) if hasattr(part, "box")]
-        if len(boxes) == 2 and boxes[0] != boxes[1]:
-            raise ValueError(
-                "box must be the same for encoder and decoder, which has it from 13 latent dimensions on; got "
-                f"{boxes[0]} and {boxes[1]} with {self.latent_dim}"
-            )
+        if isinstance(self.encoder, PointNetEncoder) and isinstance(self.decoder, FullyConnectedDecoder):
+            boxes = [part.box is not None for part in (self.encoder, self.decoder)]
+            if boxes[0] != boxes[1]:
+                name = "encoder" if boxes[0] else "decoder"
+                rank_zero_warn(
+                    f"the bounding box is treated by itself by the {name} only: box is for both, and the decoder has "
+                    "it from 13 latent dimensions on"
+                )
         self.coupling = coupling
         self.coupling_weight = coupling_weight
         self.coupled_codes = coupled_codes

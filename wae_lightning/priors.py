@@ -68,7 +68,13 @@ class Prior(Part, ABC):
         return z
 
     def into_support(self, z: Tensor) -> Tensor:
-        """Brings codes (B, latent_dim) that have been moved back into the support; what lies in it stays."""
+        """Brings codes (B, latent_dim) that have been moved back into the support; what lies in it stays.
+
+        Raises:
+            ValueError: If the class has a ``project`` of its own and does not say this.
+        """
+        if type(self).project is not Prior.project:
+            raise ValueError(f"{type(self).__name__} must have into_support, as it has project, for codes to be moved")
         return z
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -146,4 +152,4 @@ class Sphere(Prior):
         return self.scale * F.normalize(in_full_precision(z))
 
     def into_support(self, z: Tensor) -> Tensor:
-        return self.project(z)
+        return self.project(z / self.scale)

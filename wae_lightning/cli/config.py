@@ -66,7 +66,7 @@ def from_config(
         >>> model.sample(16).shape
         torch.Size([16, 1, 28, 28])
     """
-    if not isinstance(data or {}, Mapping):
+    if data is not None and not isinstance(data, Mapping):
         raise UsageError(f"from_config: data must be a dictionary of arguments, got {data!r:.100}")
     try:
         content = read_config(config_file(str(name)))

@@ -28,7 +28,6 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ from wae_lightning.cli.flags import ACCELERATOR_HELP, ACCELERATORS, IMPORT_HELP,
 from wae_lightning.cli.inputs import read_inputs
 from wae_lightning.cli.load import import_modules, load_model
 from wae_lightning.drawing import traversal_codes
+from wae_lightning.refinement import reconstruction_by
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.work import codes_at_once
 
@@ -99,8 +99,7 @@ def draw(model: WAE, what: str, inputs: list[Path], arguments: Any) -> Tensor:
             raise UsageError(f"--sampler gmm: {error}") from None
     if what == "reconstruction":
         x = read_inputs(inputs, arguments.ckpt, model)
-        reconstruct = partial(model, refine_steps=arguments.refine_steps)
-        pair = x, apply_in_batches(reconstruct, x, size, model.device)
+        pair = x, apply_in_batches(reconstruction_by(model, arguments.refine_steps), x, size, model.device)
         if x.shape == pair[1].shape:
             return torch.stack(pair, dim=0)
         raise UsageError(f"--inputs: the model puts out {pair[1].shape[1]} points, the inputs have {x.shape[1]}")

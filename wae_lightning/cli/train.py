@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None, program: str = "train.py") -> None:
     sys.argv = sys.argv[:1]
     cli = None
     before = signal.signal(signal.SIGTERM, on_sigterm)
-    flushed = bool(torch.tensor(1e-20).square() == 0)
+    flushed = bool(torch.tensor(1e-20, dtype=torch.float32).square() == 0)
     # what an optimizer remembers of weights that have no gradient any more fades to numbers with which CPUs are slow
     torch.set_flush_denormal(True)
     try:

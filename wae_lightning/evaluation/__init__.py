@@ -16,6 +16,7 @@ from wae_lightning.evaluation.codes import Codes, encode_batches
 from wae_lightning.evaluation.completions import evaluate_completions
 from wae_lightning.evaluation.images import compare_pictures, evaluate_images
 from wae_lightning.evaluation.labels import evaluate_labels
+from wae_lightning.refinement import reconstruction_by
 
 __all__ = [
     "Codes",
@@ -49,7 +50,7 @@ def evaluate(
         features: Of images, see :func:`wae_lightning.evaluation.images.choose_features`.
         inception_weights: See there.
         classifier: File of the judge of point clouds; None: one is trained.
-        refine_steps: Of reconstructions, see :meth:`WAE.encode`; 0 for a conditional model.
+        refine_steps: Of reconstructions, see :meth:`WAE.encode`; a conditional model takes none.
 
     Returns:
         The measures by name.
@@ -59,8 +60,7 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    if refine_steps < 0 or (refine_steps and isinstance(model, ConditionalWAE)):
-        raise ValueError(f"refine_steps must be 0 or more, and 0 for a conditional model, got {refine_steps}")
+    reconstruction_by(model, refine_steps)  # refuses what it cannot
     if isinstance(model, ConditionalWAE) and len(model.condition_shape) == 1 and data is not None:
         return evaluate_labels(model, data, num_samples, seed, features, inception_weights)
     if isinstance(model, ConditionalWAE):

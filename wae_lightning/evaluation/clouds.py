@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from wae_lightning.metrics import (
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import PointNetClassifier, PointNetEncoder
 from wae_lightning.pointnet import PointNetWAE
+from wae_lightning.refinement import reconstruction_by
 from wae_lightning.samplers import MixtureSampler
 
 __all__ = [
@@ -189,7 +189,7 @@ def measure_model(
     train, test = data.train_set.points, data.test_set.points
     n, device = len(test), model.device
     target, labels = test[:, : data.num_points], data.test_set.labels
-    found = apply_in_batches(partial(model, refine_steps=refine_steps), target, device)
+    found = apply_in_batches(reconstruction_by(model, refine_steps), target, device)
     row: dict[str, Any] = compare_reconstructions(target, found, labels, classifier)
     # the encoder's own codes: what a flow does to them afterwards serves the samples
     flow, model.flow = model.flow, None

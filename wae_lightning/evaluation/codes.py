@@ -12,6 +12,7 @@ from wae_lightning.base import WAE
 from wae_lightning.drawing import evaluation_mode
 from wae_lightning.kernels import InverseMultiquadric
 from wae_lightning.penalties import mmd_test
+from wae_lightning.refinement import reconstruction_by
 from wae_lightning.training.inputs import check_range
 
 __all__ = [
@@ -74,7 +75,7 @@ def encode_batches(model: WAE, batches: Iterable[Any], refine_steps: int = 0) ->
             inputs = model.inputs_of(batch)
             target = inputs[-1] if isinstance(inputs, tuple) else inputs
             if refine_steps:
-                reconstruction = model(inputs, refine_steps=refine_steps)
+                reconstruction = reconstruction_by(model, refine_steps)(inputs)
             codes.append(z.float().cpu())
             costs.append(model.cost(target, reconstruction).float().cpu())
             labels.append(_labels_of(batch, len(z)))

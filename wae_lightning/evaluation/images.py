@@ -9,7 +9,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from wae_lightning.evaluation.lines import measure_lines, measure_traversals
 from wae_lightning.metrics import DigitFeatures, PatchDistance, PrecisionRecall, Sharpness
 from wae_lightning.metrics.completion import frechet_distance
 from wae_lightning.metrics.digit_classifier import DigitClassifier
+from wae_lightning.refinement import reconstruction_by
 from wae_lightning.samplers import MixtureSampler
 from wae_lightning.training.inputs import input_of
 from wae_lightning.work import codes_at_once
@@ -305,7 +305,7 @@ def evaluate_images(
         extractors = choose_features(features, shape, inception_weights, getattr(data, "content", None))
         for extractor in extractors.values():
             extractor.to(model.device)
-        reconstruct = partial(model, refine_steps=refine_steps)
+        reconstruct = reconstruction_by(model, refine_steps)
         results = compare_samples(model, data, codes, extractors, sizes, seed, generator, reconstruct)
         return results | compare_with_data(model, data, codes, sizes, generator, reconstruct)
     finally:

@@ -32,7 +32,7 @@ def _check_positive(**numbers: int | Sequence[int]) -> None:
 def _has_box(box: bool, latent_dim: int) -> bool:
     """Whether a network treats the bounding box by itself: if it shall, and if there is room for it."""
     if box and latent_dim < _LEAST_WITH_BOX:
-        warnings.warn(f"box needs latent_dim {_LEAST_WITH_BOX} or more and is left out, got {latent_dim}", stacklevel=3)
+        warnings.warn(f"box needs latent_dim {_LEAST_WITH_BOX} or more and is left out, got {latent_dim}", stacklevel=4)
         return False
     return box
 
