@@ -431,6 +431,27 @@ def test_refined_clouds_are_compared_with_the_points_they_were_refined_with_and_
     )
 
 
+def test_draws_from_the_prior_are_measured_one_by_one(monkeypatch):
+    monkeypatch.setattr(point_cloud_results, "SET_POINTS", 8)
+    torch.manual_seed(0)
+    model = PointNetWAE(PointNetEncoder(4, [8], [8]), FullyConnectedDecoder(4, 12, [8]), latent_dim=4).eval()
+    data = cloud_data(test=20)
+    found = point_cloud_results.measure_draws(model, data, 3)
+    assert all(len(found[name]) == 3 for name in ("1-NNA", "COV"))
+    with torch.no_grad():
+        samples = model.sample(20, torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(0)
+    real, drawn = (clouds.choose_points(x, 8, generator) for x in (data.test_set.points, samples))
+    nearest = [min(range(20), key=lambda i: chamfer_by_loops(real[i], cloud)) for cloud in drawn]
+    assert found["COV"][2] == pytest.approx(len(set(nearest)) / 20)
+    both = [*real, *drawn]
+    own = sum(
+        (i < 20) == (min((j for j in range(40) if j != i), key=lambda j: chamfer_by_loops(both[i], both[j])) < 20)
+        for i in range(40)
+    )
+    assert found["1-NNA"][2] == pytest.approx(own / 40)
+
+
 def test_the_baselines_of_clouds_are_what_they_are_called(monkeypatch):
     data, compared = cloud_data(), {}
     monkeypatch.setattr(point_cloud_results, "SET_POINTS", 8)

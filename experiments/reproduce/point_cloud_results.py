@@ -2,6 +2,7 @@
 
 point_cloud_results.py DIR                  rows without a model: floors, retrieval, constant cloud
 point_cloud_results.py DIR CKPT --row NAME  one row for a checkpoint written by train.py
+point_cloud_results.py DIR CKPT --row NAME --draws 6    1-NNA and coverage of six draws from the prior, added to a row
 point_cloud_results.py DIR CKPT --beside OTHER_CKPT --picture FILE    a figure of two models
 
 DIR holds ModelNet40, or a set in its format. Reconstructions are compared at ``num_points`` points; samples with the
@@ -39,6 +40,7 @@ from wae_lightning.evaluation.clouds import (
     load_classifier,
     measure_model,
 )
+from wae_lightning.metrics import PointSetDistances
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import PointNetClassifier
 
@@ -97,10 +99,27 @@ def measure_refined(model: PointNetWAE, data: Any, classifier: PointNetClassifie
     return row
 
 
+def measure_draws(model: PointNetWAE, data: Any, count: int) -> dict[str, list[float]]:
+    """1-NNA and coverage of several draws from the prior; the first is the one that a row tells more about."""
+    test, found = data.test_set.points, {"1-NNA": [], "COV": []}
+    for seed in range(count):
+        z = model.prior.sample(len(test), torch.Generator().manual_seed(seed))
+        samples = apply_in_batches(model.decode, z, model.device)
+        generator, metric = torch.Generator().manual_seed(0), PointSetDistances()
+        metric.update(choose_points(test, SET_POINTS, generator), real=True)
+        metric.update(choose_points(samples, SET_POINTS, generator), real=False)
+        computed = metric.compute()
+        for name, values in found.items():
+            values.append(float(computed[name]))
+    return found
+
+
 def round_numbers(value: Any) -> Any:
-    """Rounds numbers to four significant digits, also inside dictionaries."""
+    """Rounds numbers to four significant digits, also inside dictionaries and lists."""
     if isinstance(value, dict):
         return {name: round_numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [round_numbers(item) for item in value]
     if isinstance(value, float) and value and math.isfinite(value):
         return round(value, 3 - math.floor(math.log10(abs(value))))
     return value
@@ -125,6 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fitted", type=int, nargs="*", default=[32], help="sizes of mixtures to fit to the codes")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/point_clouds.json"))
     parser.add_argument("--classifier", type=Path, default=Path("runs/point_cloud_classifier.pt"))
+    parser.add_argument("--draws", type=int, default=0, metavar="N", help="draw from the prior N times, instead")
     parser.add_argument("--picture", type=Path, help="PNG file to draw inputs, outputs and samples into, instead")
     parser.add_argument("--beside", type=Path, help="checkpoint of the row-by-row model, to be drawn above")
     # intermixed: CKPT may stand after flags
@@ -151,9 +171,13 @@ def measure(arguments: argparse.Namespace) -> None:
             beside = arguments.beside and load_model(arguments.beside)
             draw_clouds(model, data, beside).savefig(arguments.picture, dpi=80)
             return
-        row = measure_model(model, data, classifier, arguments.fitted)
-        row["refined"] = measure_refined(model, data, classifier)
-        new = {arguments.row or arguments.ckpt.parents[2].name: row}
+        name = arguments.row or arguments.ckpt.parents[2].name
+        if arguments.draws:
+            rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+            new = {name: rows.get(name, {}) | {"draws": measure_draws(model, data, arguments.draws)}}
+        else:
+            row = measure_model(model, data, classifier, arguments.fitted)
+            new = {name: row | {"refined": measure_refined(model, data, classifier)}}
     new = round_numbers(new)
     # read only now: another row may have been measured at the same time
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}

@@ -456,6 +456,16 @@ def clouds(columns: dict[str, tuple[str, int, float]], *parts: str) -> str:
     return markdown(["model", *columns], rows)
 
 
+def draws() -> str:
+    """Means and standard deviations over draws from the prior of one model."""
+    rows = []
+    for name, row in load("point_clouds").items():
+        if found := row.get("draws"):
+            runs = [{"1-NNA": nna, "COV": cov} for nna, cov in zip(found["1-NNA"], found["COV"], strict=True)]
+            rows.append([name, *(over_seeds(runs, key) for key in ("1-NNA", "COV")), str(len(runs))])
+    return markdown(["model", "1-NNA", "coverage", "draws"], rows)
+
+
 # ---- speed and robustness -------------------------------------------------------------------------------------------
 
 
@@ -587,7 +597,7 @@ TABLES = {
     "trained on": lambda: trials("trained", list(TRIALS)),
     "drawn otherwise": lambda: trials("drawn", ["FID", "FID, crisp", "diversity", "agreement %", "label entropy"]),
     "quadrants": quadrants, "dependence": dependence,
-    "clouds": lambda: clouds(RECONSTRUCTION),
+    "clouds": lambda: clouds(RECONSTRUCTION), "draws of clouds": draws,
     "samples of clouds": lambda: clouds(SAMPLES, "prior", "mixture of 32 fitted to the codes"),
     "turned clouds": lambda: clouds(TURNED), "training": training, "parts": parts, "kills": kills, "fuzz": fuzz,
     "hostile": hostile, "anomalies": anomalies, "gpu checks": gpu_checks, "gpu kernels": gpu_kernels,

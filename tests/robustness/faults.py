@@ -670,7 +670,7 @@ _FAULTS = {
             "evaluation::test_pictures_and_codes_are_measured_as_defined",
         ),
         (
-            "(model(x) for x in read_test_images(data, model.device, model.input_key))",
+            "(reconstruct(x) for x in read_test_images(data, model.device, model.input_key))",
             "read_test_images(data)",
             "evaluation::test_pictures_and_codes_are_measured_as_defined",
         ),
