@@ -261,6 +261,7 @@ def order() -> str:
 EMOJI = {
     "`celeba_wae_mmd`": "emoji_wae_mmd",
     "the same model, reconstructions refined by 10 steps": "emoji_refined",
+    "noise of 0.25": "emoji_noise",
     "96 units": "emoji_96_units",
     "192 units": "emoji_192_units",
     "20 Gaussians, 66 epochs": "emoji_66_epochs",
