@@ -93,10 +93,8 @@ def _plain(value: Any, hint: Any) -> Any:
         return float(value)
     if kinds.isdisjoint(LISTS) or not isinstance(value, Collection) or isinstance(value, str | bytes | torch.Tensor):
         return value
-    if isinstance(value, Mapping | Set) and not (
-        isinstance(value, Set) and all(isinstance(item, str) for item in value)
-    ):
-        return value  # numbers without an order
+    if isinstance(value, Mapping) or (isinstance(value, Set) and not all(isinstance(item, str) for item in value)):
+        return value  # without an order
     inner = next((get_args(one)[0] for one in hints if get_origin(one) in LISTS and get_args(one)), Any)
     several = [_plain(item, inner) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return tuple(several) if isinstance(value, tuple) else several

@@ -49,11 +49,7 @@ class RecordedModel(LightningModule, Part):
         frame = inspect.currentframe()
         while frame is not None and frame.f_back is not None:
             frame = frame.f_back
-        self.save_hyperparameters(self._record(), frame=frame)
-
-    def _record(self) -> dict[str, Any]:
-        path = describe(self).get("class_path", f"{type(self).__module__}.{type(self).__qualname__}")
-        return {**recorded_arguments(self), _CLASS: path, _VERSION: __version__}
+        self.save_hyperparameters(_record_of(self), frame=frame)
 
     def describe(self) -> dict[str, Any]:
         """How the model was made, as plain data: ``{"class_path": ..., "init_args": {...}}``."""
@@ -68,8 +64,9 @@ class RecordedModel(LightningModule, Part):
             for hparams in (self.hparams_initial, self.hparams)
         )
         changed = {name: value for name, value in now.items() if name not in first or value != first[name]}
-        known = {*self._record(), *(name for base in type(self).__mro__ for name in parameters_of(base).parameters)}
-        checkpoint["hyper_parameters"] = self._record() | {name: changed[name] for name in changed if name in known}
+        record = _record_of(self)
+        known = {*record, *(name for base in type(self).__mro__ for name in parameters_of(base).parameters)}
+        checkpoint["hyper_parameters"] = record | {name: changed[name] for name in changed if name in known}
         if more := {name: value for name, value in now.items() if name not in known}:
             checkpoint[_MORE] = more
 
@@ -152,6 +149,12 @@ class RecordedModel(LightningModule, Part):
         if bad := first_bad_weights(model):
             raise ValueError(f"{name}: {bad} is not finite, so the model would put out noise")
         return model if map_location is None else model.to(map_location)  # type: ignore[no-any-return]
+
+
+def _record_of(model: RecordedModel) -> dict[str, Any]:
+    """The class and the arguments that a model was made with, as they stand in its checkpoints."""
+    path = describe(model).get("class_path", f"{type(model).__module__}.{type(model).__qualname__}")
+    return {**recorded_arguments(model), _CLASS: path, _VERSION: __version__}
 
 
 def _own_module(cls: type) -> list[str]:

@@ -68,7 +68,7 @@ def refine_codes(code: Tensor, costs_of: Callable[[Tensor], Tensor], steps: int,
         moved = (in_full_precision(start) / prior.scale).requires_grad_()
         optimizer = torch.optim.Adam([moved], lr=FIRST_STEP, eps=1e-16)  # also where costs are tiny
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1.0 / steps, total_iters=steps)
-        best, least = start, None
+        best = start
         for step in range(steps + 1):
             at = prior.into_support(prior.scale * moved).to(start.dtype)
             costs = costs_of(at)
@@ -77,9 +77,11 @@ def refine_codes(code: Tensor, costs_of: Callable[[Tensor], Tensor], steps: int,
                     f"codes are refined by one cost for each, with a gradient: expected shape ({len(start)},), got "
                     f"{tuple(costs.shape)}{'' if costs.requires_grad else ' without a gradient'}"
                 )
-            better = torch.zeros_like(costs, dtype=torch.bool) if least is None else costs < least
+            if step == 0:
+                least = costs.detach()
+            better = costs < least
             best = torch.where(better.unsqueeze(1), at, best).detach()
-            least = torch.where(better, costs, costs if least is None else least).detach()
+            least = torch.where(better, costs, least).detach()
             if step < steps:
                 (moved.grad,) = torch.autograd.grad(costs.sum(), moved, allow_unused=True, materialize_grads=True)
                 optimizer.step()

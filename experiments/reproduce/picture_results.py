@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from wae_lightning.cli.load import load_data, load_model
 from wae_lightning.evaluation import evaluate
 from wae_lightning.evaluation.images import read_test_images, read_training_images
 from wae_lightning.metrics import PatchDistance
+from wae_lightning.refinement import reconstruction_by
 
 
 def nearest(pictures: Tensor, training: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def main(given: list[str] | None = None) -> None:
     samples = model.sample(min(500, arguments.num_samples), torch.Generator().manual_seed(1))
     for name, pictures in (("samples", samples), ("test", test[:500])):
         found[f"nearest_training_{name}"] = float(nearest(pictures, training).median())
-    reconstruct = partial(model, refine_steps=arguments.refine_steps)
+    reconstruct = reconstruction_by(model, arguments.refine_steps)
     found |= patches_among_training(reconstruct, training, samples)
     trained = json.loads((arguments.checkpoint.parents[1] / "metrics.json").read_text())
     about = {"commit": commit(), "hardware": hardware(), "command": arguments.command}

@@ -18,7 +18,6 @@ import json
 import math
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from wae_lightning.evaluation.clouds import (
 from wae_lightning.metrics import PointSetDistances
 from wae_lightning.metrics.point_clouds import pairwise_distances
 from wae_lightning.networks import PointNetClassifier
+from wae_lightning.refinement import reconstruction_by
 
 REFINE_STEPS = 10
 
@@ -92,7 +92,7 @@ def load_model(ckpt: Path) -> PointNetWAE:
 def measure_refined(model: PointNetWAE, data: Any, classifier: PointNetClassifier) -> dict[str, float]:
     """Reconstructions of refined codes, compared also with other points of the clouds than they were refined with."""
     n, test = data.num_points, data.test_set
-    found = apply_in_batches(partial(model, refine_steps=REFINE_STEPS), test.points[:, :n], model.device)
+    found = apply_in_batches(reconstruction_by(model, REFINE_STEPS), test.points[:, :n], model.device)
     row = compare_reconstructions(test.points[:, :n], found, test.labels, classifier) | {"steps": REFINE_STEPS}
     if test.points.shape[1] >= 2 * n:
         row["CD x1e3 to other points"] = 1e3 * float(chamfer_distance(test.points[:, n : 2 * n], found).mean())
@@ -173,15 +173,15 @@ def measure(arguments: argparse.Namespace) -> None:
             return
         name = arguments.row or arguments.ckpt.parents[2].name
         if arguments.draws:
-            rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-            new = {name: rows.get(name, {}) | {"draws": measure_draws(model, data, arguments.draws)}}
+            new = {name: {"draws": measure_draws(model, data, arguments.draws)}}
         else:
             row = measure_model(model, data, classifier, arguments.fitted)
             new = {name: row | {"refined": measure_refined(model, data, classifier)}}
     new = round_numbers(new)
     # read only now: another row may have been measured at the same time
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    rows.update(new)
+    for name, row in new.items():
+        rows[name] = (rows.get(name, {}) if arguments.draws else {}) | row
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out, rows)
     for name, row in new.items():

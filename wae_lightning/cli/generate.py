@@ -267,22 +267,11 @@ def main(arguments: list[str] | None = None, program: str = "generate.py") -> No
     codes = known.what == "codes"
     known.out = known.out or Path("codes.npz" if codes else "samples.png")
     try:
-        for name in (
-            (
-                "num_samples",
-                "sampler",
-                "components",
-                "steps",
-                "through",
-                "labels",
-                "input_labels",
-                "mask",
-                "scale",
-                "refine_steps",
-            )
-            if codes
-            else ("part",)
-        ):
+        not_of_codes = (
+            "num_samples", "sampler", "components", "steps", "through", "labels", "input_labels", "mask", "scale",
+            "refine_steps",
+        )  # fmt: skip
+        for name in not_of_codes if codes else ("part",):
             if getattr(known, name) != parser.get_default(name):
                 raise UsageError(f"--{name} has no meaning for --what {known.what}")
         if overrides and not codes:
