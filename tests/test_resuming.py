@@ -26,6 +26,7 @@ from wae_lightning.cli import train
 from wae_lightning.cli.errors import UsageError, explain_failure
 from wae_lightning.cli.resuming import LOCK, check_settings, hold_folder
 from wae_lightning.kernels import RBF
+from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.parts import recorded_arguments
 from wae_lightning.penalties import MMD
 from wae_lightning.training.finite import _kept
@@ -44,7 +45,7 @@ def settings(**changes):
     ("change", "message"),
     [
         ({"optimizer": functools.partial(Adam, lr=1e-5)}, "--model.optimizer.lr is 1e-05, and .* with 0.001: leave "),
-        ({"optimizer": functools.partial(Adam, lr=1e-3, eps=1e-4)}, "--model.optimizer.eps is 0.0001, .* its default"),
+        ({"optimizer": functools.partial(Adam, lr=1e-3, eps=1e-4)}, "--model.optimizer.eps is 0.0001, .* 1e-08"),
         ({"optimizer": functools.partial(SGD, lr=1e-3)}, "--model.optimizer is torch.optim.SGD, .* torch.optim.Adam"),
         ({"optimizer": None}, "--model.optimizer is None, .* torch.optim.Adam"),
         ({"lr_scheduler": functools.partial(ReduceLROnPlateau)}, "--model.lr_scheduler is ReduceLROnPlateau, .* None"),
@@ -66,6 +67,38 @@ def test_the_same_settings_pass_and_so_does_what_changes_no_step():
     assert other != before
     check_settings({"hyper_parameters": other}, before | {"compile": True}, "last.ckpt")
     check_settings({}, before, "last.ckpt")
+
+
+def without(described, key):
+    """A description as it was before its class had that argument."""
+    return removed(described | {"_class_path": "wae_lightning.WAEMMD"}, key)
+
+
+def removed(described, key):
+    if isinstance(described, dict):
+        return {name: removed(value, key) for name, value in described.items() if name != key}
+    return described
+
+
+@pytest.mark.parametrize("key", ["standardize_codes", "hidden", "scale", "betas"])
+def test_an_argument_newer_than_the_checkpoint_is_the_default_of_its_class(key):
+    now = settings(encoder=ConvEncoder(latent_dim=2, width=0.02), decoder=ConvDecoder(latent_dim=2, width=0.02))
+    before = without(now, key)
+    check_settings({"hyper_parameters": before}, now, "last.ckpt")
+    check_settings({"hyper_parameters": now | {"_class_path": "wae_lightning.WAEMMD"}}, before, "last.ckpt")
+    written = settings(
+        encoder=ConvEncoder(latent_dim=2, width=0.02), decoder=ConvDecoder(latent_dim=2, width=0.02),
+        optimizer=functools.partial(Adam, lr=1e-3, betas=(0.9, 0.999)),
+    )  # fmt: skip
+    check_settings({"hyper_parameters": before}, written, "last.ckpt")
+
+
+def test_an_argument_newer_than_the_checkpoint_that_is_not_its_default_is_refused():
+    now = settings(encoder=ConvEncoder(latent_dim=2, width=0.02, hidden=[8]))
+    with pytest.raises(
+        UsageError, match=r"--model.encoder.hidden is \[8\], and last.ckpt was trained with \[\]: leave"
+    ):
+        check_settings({"hyper_parameters": without(now, "hidden")}, now, "last.ckpt")
 
 
 SHORT = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from wae_lightning.cli.errors import UsageError
+from wae_lightning.parts import describe, parameters_of
 
 try:
     import fcntl
@@ -46,20 +48,34 @@ def check_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: s
         )
 
 
-def differing(before: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """The settings that differ between two descriptions: name, value in the first and in the second."""
+def differing(before: Any, here: Any, name: str, of: str | None = None) -> Iterator[tuple[str, Any, Any]]:
+    """The settings that differ between two descriptions: name, value in the first and in the second.
+
+    One that is missing in either, as it is newer than the checkpoint or was left out, is the default of the class that
+    they are ``of``.
+    """
     for one, other in ((before, here), (here, before)):
         if _class_of(one) is not None and _class_of(one) != _class_of(other):
             yield name, _class_of(before) or before, _class_of(here) or here
             return
     if isinstance(before, dict) and isinstance(here, dict):
+        of = before.get("class_path") or before.get("_class_path") or of
         for key in [*here, *(key for key in before if key not in here)]:
             if key == "init_args":
-                yield from differing(before.get(key, {}), here.get(key, {}), name)
+                yield from differing(before.get(key, {}), here.get(key, {}), name, of)
             elif key not in (*HARMLESS, "class_path"):
-                yield from differing(before.get(key, "its default"), here.get(key, "its default"), f"{name}.{key}")
+                default = _default(of, key)
+                yield from differing(before.get(key, default), here.get(key, default), f"{name}.{key}")
     elif before != here:
         yield name, before, here
+
+
+def _default(path: str | None, argument: str) -> Any:
+    # the class is imported, since the settings are those of a model that was made
+    module, _, name = (path or "").rpartition(".")
+    known = getattr(sys.modules.get(module), name, None)
+    found = parameters_of(known).parameters.get(argument) if known is not None else None
+    return "its default" if found is None or found.default is found.empty else describe(found.default)
 
 
 def _class_of(described: Any) -> str | None:
