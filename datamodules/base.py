@@ -20,7 +20,10 @@ from wae_lightning.parts import Part, build, describe, recorded_arguments
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BatchDataModule", "TensorRows", "check_seed", "training_and_validation_rows"]
+SPLIT = ("split_seed", "val_fraction", "test_fraction", "exclude")
+"""Arguments that decide which examples are in which set: with others, what was trained on may be tested on."""
+
+__all__ = ["SPLIT", "BatchDataModule", "TensorRows", "check_seed", "training_and_validation_rows"]
 
 
 def _as_is(batch: Any) -> Any:
@@ -215,7 +218,8 @@ class BatchDataModule(LightningDataModule, Part):
         The place of the training loader is among it although Lightning saves that, too: Lightning gives it back too
         late to a loader that was made for a schedule which asks how long the run is, and not at the end of an epoch.
         """
-        return {} if self._train_loader is None else {"order": self._train_loader.state_dict()}
+        split = {name: getattr(self, name) for name in SPLIT if hasattr(self, name)}
+        return split | ({} if self._train_loader is None else {"order": self._train_loader.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lets training go on where it was, and warns when it was on differently prepared data."""
@@ -223,11 +227,12 @@ class BatchDataModule(LightningDataModule, Part):
         order = state_dict.get("order")
         if order and self.trainer is not None and self.trainer.state.fn == "fit":
             self._resumed, self._order_seed = order, order["seed"]
-        for name in sorted((state_dict.keys() | here.keys()) - {"order"}):
-            if state_dict.get(name) != here.get(name):
+        for name in sorted((state_dict.keys() & here.keys()) - {"order"}):
+            if state_dict[name] != here[name]:
+                mixed = " What was trained on may now be validated or tested on." if name in SPLIT else ""
                 rank_zero_warn(
-                    f"The checkpoint was trained on data with {name} = {state_dict.get(name)!r}; "
-                    f"this {type(self).__name__} has {here.get(name)!r}."
+                    f"The checkpoint was trained on data with {name} = {state_dict[name]!r}; "
+                    f"this {type(self).__name__} has {here[name]!r}.{mixed}"
                 )
 
 

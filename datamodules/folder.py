@@ -46,7 +46,8 @@ class ImageFolderDataModule(CachedImageDataModule):
 
     *Sets.* If the folders in ``root`` are ``train`` and ``test``, ``val`` or both (or ``training``, ``testing``,
     ``valid``, ``validation``, ``dev``), they are these sets and hold the labels' folders. A set that has no folder is
-    drawn at random, with a fixed seed, from the training pictures.
+    drawn at random, with a fixed seed, from the training pictures. ``train`` without the others is a label like any
+    other; the others without ``train`` are refused, so that no test picture is trained on.
 
     Args:
         root: The folder.
@@ -273,14 +274,20 @@ def sort_pictures(names: Sequence[str]) -> tuple[list[str], list[int], list[str 
         Names of the labels; the label of each picture; ``train``, ``val``, ``test`` or None for each picture.
 
     Raises:
-        ValueError: If folders named as sets lie beside something else.
+        ValueError: If folders named as sets lie beside something else, or without one to train on.
     """
     places = [name.split("/")[:-1] for name in names]
     while all(places) and len({place[0] for place in places}) == 1:
         places = [place[1:] for place in places]
     parts: list[str | None] = [None] * len(places)
     found = Counter(_PART_NAMES.get(place[0].lower()) if place else None for place in places)
-    if found["train"] and (found["val"] or found["test"]):
+    if found["val"] or found["test"]:
+        if not found["train"]:
+            held_out = next(place[0] for place in places if place and place[0].lower() in _PART_NAMES)
+            raise ValueError(
+                f"found a folder {held_out} and none named train: pictures to train on belong into a folder train "
+                f"beside it; if it is a label, give it another name"
+            )
         if found[None]:
             other = next(n for n, p in zip(names, places, strict=True) if not p or p[0].lower() not in _PART_NAMES)
             raise ValueError(

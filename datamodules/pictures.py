@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "Crop", "read_picture", "rgb"]
+__all__ = ["SUFFIXES", "Crop", "is_grey", "read_picture", "rgb"]
 
 Crop = Literal["centre", "stretch", "pad"]
 
@@ -103,6 +103,14 @@ def read_picture(
         picture = _composed(picture, background)
     pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def is_grey(picture: Image.Image) -> bool:
+    """Whether an open file holds a picture without colours, by its mode or its palette, transparent or not."""
+    if picture.mode in ("P", "PA"):
+        colours = np.array(picture.getpalette() or []).reshape(-1, 3)
+        return bool((colours == colours[:, :1]).all())
+    return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

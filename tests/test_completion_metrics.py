@@ -17,6 +17,7 @@ from wae_lightning.metrics import CodeDependence, CompletionMetrics, DigitClassi
 from wae_lightning.metrics.completion import (
     binary_cross_entropy,
     entropy_of_labels,
+    frechet_distance,
     hsic,
     hsic_over_null,
     mean_pairwise_distance,
@@ -224,6 +225,63 @@ def test_reset_forgets(digits):
 def test_completions_of_a_wrong_shape(shape):
     with pytest.raises(ValueError, match=r"n >= 2 completions of each"):
         CompletionMetrics(TOP.mask).update(torch.rand(5, 1, 28, 28), torch.rand(shape))
+
+
+def test_other_numbers_of_completions_are_refused_and_change_nothing():
+    metric = CompletionMetrics(TOP.mask)
+    images = torch.rand(5, 1, 28, 28)
+    metric.update(images, torch.rand(5, 3, 1, 28, 28))
+    before = metric.compute()
+    with pytest.raises(ValueError, match="expected 3 completions of each image, as before, got 4"):
+        metric.update(images, torch.rand(5, 4, 1, 28, 28))
+    metric._computed = None  # torchmetrics remembers
+    assert metric.compute() == before
+
+
+def test_a_call_merging_and_labels_of_some_images_only(digits):
+    images, labels = digits
+    completed = torch.rand(60, 3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    classifier = DigitClassifier.pretrained()
+    of_labelled = measured(images[:20], completed[:20], labels[:20], classifier=classifier)
+    metric = CompletionMetrics(TOP.mask, classifier)
+    assert metric(images[:20], completed[:20], labels[:20])["agreement"] == pytest.approx(of_labelled["agreement"])
+    metric.update(images[20:], completed[20:])
+    assert metric.compute()["agreement"] == pytest.approx(of_labelled["agreement"])  # of those with labels
+    whole = measured(images, completed, classifier=classifier, batch=60)
+    first, second = (CompletionMetrics(TOP.mask, classifier) for _ in range(2))
+    second.update(images, completed)
+    first.merge_state(second)
+    found = first.compute()
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(whole)
+
+
+def test_one_image_has_everything_but_an_fid(digits):
+    images, _ = digits
+    found = measured(images[:1], torch.rand(1, 2, 1, 28, 28), classifier=DigitClassifier.pretrained())
+    assert "psnr" in found
+    assert not {"fid", "fid_floor"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.rand(1, 4), torch.rand(8, 4), r"at least 2 .* got \(1, 4\) and \(8, 4\)"),
+        (torch.rand(8, 4), torch.rand(0, 4), r"got \(8, 4\) and \(0, 4\)"),
+        (torch.rand(8, 4), torch.rand(8, 5), r"got \(8, 4\) and \(8, 5\)"),
+        (torch.rand(8), torch.rand(8), r"got \(8,\) and \(8,\)"),
+        (torch.full((8, 128), torch.nan), torch.rand(8, 128), "finite features, and some are not"),
+        (torch.rand(8, 128), torch.full((8, 128), torch.inf), "finite features, and some are not"),
+    ],
+)
+def test_the_frechet_distance_refuses_what_has_no_covariance(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(x, y)
+
+
+def test_the_frechet_distance_of_one_feature():
+    x, y = torch.randn(50, 1), 3 * torch.randn(40, 1) + 1
+    expected = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
+    assert frechet_distance(x, y).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_one_completion_has_no_pairwise_distance():

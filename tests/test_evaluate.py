@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 import torchvision
+from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.functional import to_pil_image
 
@@ -53,6 +54,15 @@ def test_the_classifier_is_right_on_99_percent_of_the_mnist_test_set(full_data):
     classifier = DigitClassifier.pretrained()
     predicted = torch.cat([classifier(part.float() / 255).argmax(1) for part in data.test_set.images.split(1000)])
     assert (predicted == data.test_set.labels).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_features_stay_what_they_are_inside_a_module_that_is_trained(digits, twin):
+    features = DigitFeatures(twin=twin)
+    before = features(digits[0][:100])
+    torch.nn.ModuleList([features]).train()
+    torch.testing.assert_close(features(digits[0][:100]), before, rtol=0, atol=0)
+    assert (DigitClassifierTwin if twin else DigitClassifier)().train().training  # one that is still to learn
 
 
 def test_the_classifier_refuses_other_images():
@@ -112,8 +122,12 @@ def test_mse_and_moments_agree_with_their_definitions(checkpoint):
     assert results["test_codes_mean_absolute_covariance"] == pytest.approx(off_diagonal, abs=0.02)
 
 
-def test_the_data_of_the_checkpoint_can_be_changed(checkpoint):
+def test_the_data_of_the_checkpoint_can_be_changed(checkpoint, capsys):
+    assert load_data(checkpoint, {"batch_size": "20", "val_fraction": "0.08334"}).batch_size == 20
+    assert "trained with" not in capsys.readouterr().out
     assert load_data(checkpoint, {"val_fraction": "0.2"}).val_fraction == 0.2
+    said = "The model was trained with val_fraction 0.08334: with 0.2, what is looked at may be what it was trained on."
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -319,6 +333,31 @@ def test_a_folder_is_measured_against_another_without_a_model(digits, tmp_path, 
     )
     evaluate.main([*folders, "--features=digits"])
     assert "Real pictures of other sizes are cut to the middle and resized to 28 x 28" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "I;16", "1"])
+def test_grey_pictures_are_grey_in_whatever_mode(digits, tmp_path, capsys, mode):
+    images = digits[0][:40]
+    real, grey = write_pictures(tmp_path / "real", images), tmp_path / "grey"
+    grey.mkdir()
+    for path in real.iterdir():
+        picture = Image.open(path)
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+        elif mode == "P":
+            picture = picture.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+        picture = picture if picture.mode == mode else picture.convert(mode)
+        picture.save(grey / path.name)
+        assert Image.open(grey / path.name).mode == mode
+    out = tmp_path / "m.json"
+    evaluate.main(["--real", str(real), "--samples", str(grey), "--features=digits", "--out", str(out)])
+    found = json.loads(out.read_text())
+    if mode != "1":  # of black and white alone
+        assert found["fid_digits_40"] == pytest.approx(0, abs=1e-3)
+    assert "turned grey" not in capsys.readouterr().out
+    to_pil_image(images[0] * torch.tensor([1.0, 0.5, 0]).view(3, 1, 1)).save(real / "red.png")
+    evaluate.main(["--real", str(real), "--samples", str(grey), "--features=digits"])
+    assert "The samples are grey: real pictures in colour are turned grey." in capsys.readouterr().out
 
 
 def test_wrong_folders_are_refused(digits, checkpoint, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The measures as functions: what they need of a data module, and values computed anew."""
 
 import copy
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,6 +99,28 @@ def test_a_model_of_ones_own_data_module_is_trained_and_measured(tmp_path, monke
     with pytest.raises(SystemExit):
         command.main([run, "--data.batchsize=5", "--import", "strange_stripes"])
     assert "--data.batchsize: Stripes takes batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "none"])
+def test_without_a_test_set_a_run_is_kept_and_cannot_be_measured(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    how = {"missing": "", "empty": "def test_dataloader(self): return []", "none": "def test_dataloader(self): pass"}
+    module = f"stripes_test_{kind}"
+    own = OWN_DATA.replace("test_dataloader = val_dataloader", how[kind])
+    (tmp_path / f"{module}.py").write_text(own)
+    (tmp_path / "my.yaml").write_text(CONFIG.replace("strange_stripes", module))
+    train.main(["--config=my.yaml", "--max_epochs=1", "--enable_progress_bar=false"])
+    assert "There is no test set, or nothing of it was asked for.\nTrained for" in capsys.readouterr().out
+    results = json.loads((tmp_path / "runs/my/version_0/metrics.json").read_text())
+    assert results["steps"] == 3
+    assert not any("test" in name for name in results)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["runs/my/version_0", "--import", module, "--num_samples=12", "--features=digits"])
+    assert stop.value.code == 2
+    message = "error: Stripes has no test data: its test_dataloader is missing or gives no batches\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_measuring_leaves_the_data_module_as_it_was(few_digits):

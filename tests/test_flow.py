@@ -1,6 +1,7 @@
 """The normalizing flows between codes and prior."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -344,6 +345,24 @@ def test_a_flow_beside_a_critic_leaves_the_critic_alone():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("cls", FLOWS)
+@pytest.mark.parametrize("shape", [(3, 5), (3, 3), (4,), (2, 3, 4)])
+def test_points_of_other_dimensions_are_refused(cls, shape):
+    flow, found = cls(4), re.escape(str(shape))
+    for way in (flow, flow.inverse, flow.to_normal, flow.log_prob, flow.loss):
+        with pytest.raises(ValueError, match=rf"the flow takes points \(B, 4\), got {found}"):
+            way(torch.randn(shape))
+
+
+def test_a_mixture_of_labels_takes_labels():
+    flow = MixtureFlow(4, 3, condition_features=2)
+    x = torch.randn(2, 4)
+    for way in (flow, flow.inverse, flow.log_prob):
+        assert way(x, torch.eye(2)) is not None
+        with pytest.raises(ValueError, match=r"takes labels, as one-hot vectors, for conditions, got \[0.2, 0.3\]"):
+            way(x, torch.tensor([[0.0, 1.0], [0.2, 0.3]]))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

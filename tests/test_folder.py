@@ -1,9 +1,11 @@
 """ImageFolderDataModule on folders as people have them, against Pillow and torchvision."""
 
 import os
+import re
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,38 @@ def test_folders_of_sets_are_these_sets(tmp_path: Path, train: str) -> None:
     with pytest.raises(ValueError, match=r"expected either the folders of sets .* found both, such as archive/extra"):
         ready(tmp_path)
     assert len(ready(tmp_path, exclude="extra").train_set) == 20
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/1.png", "dog/2.png", "test/3.png"],
+        ["cat/1.png", "Validation/3.png"],
+        ["val/1.png", "test/3.png"],
+        ["x/test/a/1.png", "x/cat/2.png"],
+    ],
+)
+def test_a_folder_to_test_on_beside_others_is_no_label(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"found a folder (test|Validation|val) and none named train: pictures to"):
+        sort_pictures(names)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"split_seed": 1}, {"val_fraction": 0.3}, {"test_fraction": 0.3}, {"exclude": ["*.gif"]}]
+)
+def test_going_on_with_another_split_is_said(root: Path, arguments: dict[str, object]) -> None:
+    state = ImageFolderDataModule(root).state_dict()
+    ((name, value),) = arguments.items()
+    message = (
+        rf"data with {name} = .*; this ImageFolderDataModule has {re.escape(repr(value))}. What was trained on may"
+    )
+    with pytest.warns(UserWarning, match=message):
+        ImageFolderDataModule(root, **arguments).load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImageFolderDataModule(root, flip=True).load_state_dict(state)
+        older = {key: value for key, value in state.items() if key != name}
+        ImageFolderDataModule(root, **arguments).load_state_dict(older)
 
 
 @pytest.mark.parametrize(

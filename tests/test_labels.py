@@ -396,7 +396,7 @@ def test_codes_of_validation_and_of_test_images_are_read_apart(monkeypatch):
     data.setup("fit")
     model = small(data).eval()
     batches = [(images.index_fill(3, torch.tensor([0]), 255), labels) for images, labels in data.val_dataloader()]
-    monkeypatch.setattr(data, "val_dataloader", lambda: batches)  # a white edge, by which the encoder knows them
+    monkeypatch.setattr(data, "val_dataloader", lambda: [batches])  # a white edge, by which the encoder knows them
     angle = 2 * math.pi / 10 * torch.arange(11)
 
     def encode(x, y, noise):
@@ -411,6 +411,17 @@ def test_codes_of_validation_and_of_test_images_are_read_apart(monkeypatch):
     assert found["label_from_code_mlp"] < 0.2
     labels = data.val_set.labels
     assert found["chance_validation"] == pytest.approx(float(labels.bincount().max() / len(labels)), abs=0.03)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_classes_of_one_test_picture_have_no_fid_of_their_own(few_digits, count):
+    data = LabelDataModule(MNISTDataModule(few_digits))
+    data.setup("fit")
+    test = data.images.test_set
+    test.rows = torch.cat([test.rows[test.labels[test.rows] == label][:count] for label in (0, 1)])
+    found = evaluation.evaluate_labels(small(data).eval(), data, 100, 0, "digits", None)
+    assert math.isfinite(found["fid_digits"])
+    assert ("fid_digits_of_class" in found) == (count == 2)
 
 
 def test_conditions_that_do_not_fit(tmp_path):

@@ -6,6 +6,7 @@ import scipy.ndimage
 import scipy.stats
 import torch
 from torch.nn import functional as F
+from torchmetrics.utilities.data import dim_zero_cat
 
 from datamodules import MNISTDataModule
 from wae_lightning.metrics import DigitFeatures, PatchDistance
@@ -122,7 +123,9 @@ def test_of_the_larger_set_random_patches_are_taken():
     [
         (torch.rand(2, 28, 28), r"\(B, C, H, W\), at least 16 x 16, got \(2, 28, 28\)"),
         (torch.rand(2, 1, 28, 15), r"at least 16 x 16, got \(2, 1, 28, 15\)"),
-        (torch.rand(2, 1, 32, 28), r"must be of one size, got \(32, 28\) after \(28, 28\)"),
+        (torch.rand(2, 1, 32, 28), r"must be of one shape \(C, H, W\), got \(1, 32, 28\) after \(1, 28, 28\)"),
+        (torch.rand(2, 3, 28, 28), r"must be of one shape \(C, H, W\), got \(3, 28, 28\) after \(1, 28, 28\)"),
+        ((255 * torch.rand(2, 1, 28, 28)).byte(), r"floats \(B, C, H, W\), .* got \(2, 1, 28, 28\) of uint8"),
     ],
 )
 def test_other_images_are_refused(images, message):
@@ -134,3 +137,41 @@ def test_other_images_are_refused(images, message):
         metric.compute()
     with pytest.raises(ValueError, match="patches and directions must be at least 1, got 0 and 1"):
         PatchDistance(patches=0, directions=1)
+
+
+def filled(real, samples):
+    metric = PatchDistance()
+    for part in real:
+        metric.update(part, real=True)
+    for part in samples:
+        metric.update(part, real=False)
+    return metric
+
+
+def test_processes_and_merged_metrics_join_their_patches():
+    real, samples = torch.rand(40, 1, 18, 23), 0.5 * torch.rand(40, 1, 18, 23)
+    whole = filled([real], [samples]).compute()
+    joined = filled(real.split(20), samples.split(20))
+    for state in ("real", "samples", "shapes"):  # as torchmetrics leaves them once processes have shared theirs
+        setattr(joined, state, dim_zero_cat(getattr(joined, state)))
+    assert joined.compute() == whole
+    assert list(whole) == ["mean", "18x23", "9x12"]
+    empty = PatchDistance()
+    empty.merge_state(filled([real], [samples]))
+    assert empty.compute() == whole
+    other = filled([real.mT], [])
+    other.merge_state(filled([], [samples]))
+    with pytest.raises(ValueError, match=r"of one shape \(C, H, W\), got .*\[1, 23, 18\]"):
+        other.compute()
+
+
+def test_real_images_that_are_kept_keep_their_shape():
+    metric = PatchDistance(reset_real=False)
+    metric.update(torch.rand(20, 1, 16, 16), real=True)
+    metric.update(torch.rand(20, 1, 16, 16), real=False)
+    before = metric.compute()
+    metric.reset()
+    with pytest.raises(ValueError, match=r"got \(1, 28, 28\) after \(1, 16, 16\)"):
+        metric.update(torch.rand(20, 1, 28, 28), real=False)
+    metric.update(torch.rand(20, 1, 16, 16), real=False)
+    assert list(metric.compute()) == list(before)

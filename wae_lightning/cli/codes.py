@@ -73,8 +73,7 @@ def of_data(
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
-    loader = data.in_order(known.part) if hasattr(data, "in_order") else getattr(data, f"{known.part}_dataloader")()
-    found = encode_batches(model, (data.on_after_batch_transfer(batch, 0) for batch in batches_of(loader)))
+    found = encode_batches(model, batches_of(data, known.part, in_order=True))
     names = data.names(known.part) if hasattr(data, "names") else None
     return found, names, list(getattr(data, "class_names", None) or [])
 

@@ -139,37 +139,39 @@ def measure_folders(real: Path, samples: Path, known: argparse.Namespace) -> dic
     from PIL import Image
 
     from datamodules.folder import find_files
-    from datamodules.pictures import read_picture
+    from datamodules.pictures import is_grey, read_picture
     from wae_lightning.cli.device import choose_device
     from wae_lightning.evaluation import compare_pictures
 
     warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
 
-    def listed(flag: str, folder: Path) -> tuple[list[Path], dict[tuple[int, int], Path], set[str]]:
-        """The pictures of a folder, one of each size, and their modes."""
+    def listed(flag: str, folder: Path) -> tuple[list[Path], dict[tuple[int, int], Path], bool]:
+        """The pictures of a folder, one of each size, and whether all are grey."""
         if not folder.is_dir():
             raise UsageError(f"{flag} {folder}: no such folder")
         paths = [folder / name for name, _ in find_files(folder, [])[0]]
         if len(paths) < 4:  # what precision and recall take
             raise UsageError(f"{flag} {folder}: expected at least 4 pictures, found {len(paths)}")
         sizes: dict[tuple[int, int], Path] = {}
-        modes: set[str] = set()
+        grey = True
         for path in paths:
             try:
                 with Image.open(path) as picture:
                     sizes.setdefault(picture.size, path)
-                    modes.add(picture.mode)
+                    grey = grey and is_grey(picture)
             except OSError:
                 read_picture(path, (3, 1, 1))  # says what is wrong with it
-        return paths, sizes, modes
+        return paths, sizes, grey
 
-    of_real, real_sizes, _ = listed("--real", real)
-    of_samples, sizes, modes = listed("--samples", samples)
+    of_real, real_sizes, real_is_grey = listed("--real", real)
+    of_samples, sizes, grey = listed("--samples", samples)
     if len(sizes) > 1:
         first, second = (f"{path.name} of {size[0]} x {size[1]}" for size, path in list(sizes.items())[:2])
         raise UsageError(f"--samples {samples}: expected pictures of one size, found {first} and {second}")
     ((width, height),) = sizes
-    shape = (1 if modes <= {"1", "L"} else 3, height, width)
+    shape = (1 if grey else 3, height, width)
+    if grey and not real_is_grey:
+        print("The samples are grey: real pictures in colour are turned grey.")
     if set(real_sizes) != {(width, height)}:
         print(f"Real pictures of other sizes are cut to the middle and resized to {width} x {height}, as for training.")
 

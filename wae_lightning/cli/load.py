@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 import datamodules
+from datamodules.base import SPLIT
 from wae_lightning import WAE, ConditionalWAE
 from wae_lightning.checkpoints import check_description, read_checkpoint
 from wae_lightning.cli.errors import UsageError
@@ -119,6 +120,12 @@ def load_data(path: Path, overrides: dict[str, str], trust: Sequence[str] = ()) 
     if unknown := set(overrides) - takes:
         raise UsageError(f"--data.{min(unknown)}: {cls.__name__} takes {', '.join(sorted(takes))}")
     given = {key: yaml.safe_load(value) for key, value in overrides.items()}
+    for argument in SPLIT:
+        if argument in given and argument in stored and given[argument] != stored[argument]:
+            print(
+                f"The model was trained with {argument} {stored[argument]!r:.40}: with {given[argument]!r:.40}, what "
+                "is looked at may be what it was trained on."
+            )
     root, harmless = _split(stored)
     images = harmless.get("images")
     if isinstance(images, dict) and "root" in given:  # a wrapper hands it on

@@ -50,6 +50,7 @@ from wae_lightning.lightning import (
     SIGTERMException,
     TorchCheckpointIO,
     Trainer,
+    is_overridden,
     seed_everything,
 )
 from wae_lightning.parts import make, recorded_arguments
@@ -308,7 +309,7 @@ class Train(LightningCLI):
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
             # the same weights have the same results, also after a resume
             seed_everything(self.config.seed_everything or 0, verbose=False)
-            metrics = self.trainer.test(self.model, self.datamodule, verbose=False)[0]
+            metrics = self.test()
         if folder is None:
             return
         results = {
@@ -322,7 +323,7 @@ class Train(LightningCLI):
         unfinished = folder / "metrics.json.tmp"
         unfinished.write_text(json.dumps(results, indent=2) + "\n")
         os.replace(unfinished, folder / "metrics.json")
-        print("\nResults on the test set")
+        print("\nResults on the test set" if metrics else "\nThere is no test set, or nothing of it was asked for.")
         for name, value in metrics.items():
             print(f"  {name:24} {value:.4f}")
         print(f"Trained for {seconds:.0f} s. Written to {folder}:")
@@ -330,6 +331,16 @@ class Train(LightningCLI):
             print(f"  {path.relative_to(folder)}")
         for command in dashboards(self.trainer.loggers, folder):
             print(f"Look at it with: {command}")
+
+    def test(self) -> dict[str, float]:
+        """The results on the test set; none, if there is none or nothing of it is to be tested."""
+        if not is_overridden("test_dataloader", self.datamodule):
+            return {}
+        self.datamodule.setup("test")
+        if self.datamodule.test_dataloader() is None:
+            return {}
+        found = self.trainer.test(self.model, self.datamodule, verbose=False)
+        return dict(found[0]) if found else {}
 
 
 def resume_command(program: str, given: list[str], checkpoint: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from wae_lightning.base import WAE
 from wae_lightning.drawing import evaluation_mode
 from wae_lightning.kernels import InverseMultiquadric
+from wae_lightning.lightning import LightningDataModule, is_overridden
 from wae_lightning.penalties import mmd_test
 from wae_lightning.refinement import reconstruction_by
 from wae_lightning.training.inputs import check_range
@@ -85,10 +86,31 @@ def encode_batches(model: WAE, batches: Iterable[Any], refine_steps: int = 0) ->
     return Codes(torch.cat(codes), torch.cat(costs), torch.cat(known) if len(known) == len(labels) else None)
 
 
-def batches_of(loaders: Any) -> Iterator[Any]:
-    """The batches of a loader, or of several, one after the other."""
+def batches_of(data: Any, part: str, in_order: bool = False) -> Iterator[Any]:
+    """The batches of a set as models take them; of several loaders, one after the other.
+
+    Args:
+        data: A data module that has been set up.
+        part: ``train``, ``val`` or ``test``.
+        in_order: Each example once, in the order of the set, if the data module can.
+
+    Raises:
+        ValueError: If the data module has no such set, or an empty one.
+    """
+    hook = f"{part}_dataloader"
+    if in_order and hasattr(data, "in_order"):
+        loaders = data.in_order(part)
+    elif isinstance(data, LightningDataModule) and not is_overridden(hook, data):
+        loaders = None
+    else:
+        loaders = getattr(data, hook)()
+    empty = True
     for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        yield from loader
+        for batch in loader if loader is not None else ():
+            yield data.on_after_batch_transfer(batch, 0)
+            empty = False
+    if empty:
+        raise ValueError(f"{type(data).__name__} has no {part} data: its {hook} is missing or gives no batches")
 
 
 def _labels_of(batch: Any, count: int) -> Tensor | None:

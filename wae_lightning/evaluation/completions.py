@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from wae_lightning.callbacks import MeasureCompletions
 from wae_lightning.conditional import ConditionalWAE
+from wae_lightning.evaluation.codes import batches_of
 from wae_lightning.evaluation.images import choose_features, extract_features
 from wae_lightning.lightning import Trainer
 from wae_lightning.metrics.completion import frechet_distance
@@ -66,7 +67,9 @@ def evaluate_completions(
         raise ValueError("a conditional model is measured against images: name their folder with --data.root DIR")
     torch.manual_seed(seed)
     data.prepare_data()
-    data.setup("fit")
+    for stage in ("fit", "test"):
+        data.setup(stage)
+    next(batches_of(data, "test"))  # says it, if there is none
     digits = getattr(data, "content", None) == "digits"
     label_net = LabelNet(data.condition_shape).fit(data, epochs=8).to(model.device) if digits else None
     trainer = Trainer(
@@ -85,8 +88,8 @@ def evaluate_completions(
 def measure_fid(model: ConditionalWAE, data: Any, extractor: nn.Module) -> float:
     """Fréchet distance of one completion of each test image from the test images."""
     features: list[list[Tensor]] = [[], []]
-    for batch in data.test_dataloader():
-        x, y = (part.to(model.device) for part in data.on_after_batch_transfer(batch, 0)[:2])
+    for batch in batches_of(data, "test"):
+        x, y = (part.to(model.device) for part in batch[:2])
         for kept, target in zip(features, (y, model.complete(x, 1)[:, 0]), strict=True):
             kept.append(extract_features([data.join(x, target)], extractor))
     real, completed = map(torch.cat, features)

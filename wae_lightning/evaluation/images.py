@@ -235,16 +235,16 @@ def shown(model: WAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def read_test_images(data: Any, device: torch.device | str = "cpu", key: str | int = "image") -> Iterator[Tensor]:
     """The images of the test set, in float batches; of dictionaries, what stands under ``key``."""
-    for batch in batches_of(data.test_dataloader()):
-        yield input_of(data.on_after_batch_transfer(batch, 0), key).to(device)
+    for batch in batches_of(data, "test"):
+        yield input_of(batch, key).to(device)
 
 
 def read_training_images(
     data: Any, count: int, device: torch.device | str = "cpu", key: str | int = "image"
 ) -> Iterator[Tensor]:
     """``count`` images of the training set (all of them, if there are fewer), in float batches."""
-    for batch in batches_of(data.train_dataloader()):
-        images = input_of(data.on_after_batch_transfer(batch, 0), key)[:count]
+    for batch in batches_of(data, "train"):
+        images = input_of(batch, key)[:count]
         count -= len(images)
         if len(images):
             yield images.to(device)
@@ -330,8 +330,7 @@ def read_training_codes(model: WAE, data: Any, count: int) -> Tensor:
 
 def compare_costs(model: WAE, data: Any, training_codes: Tensor, refine_steps: int) -> dict[str, float]:
     """The mean reconstruction cost of the test set, and codes against the prior."""
-    batches = (data.on_after_batch_transfer(batch, 0) for batch in batches_of(data.test_dataloader()))
-    found = encode_batches(model, batches, refine_steps)
+    found = encode_batches(model, batches_of(data, "test"), refine_steps)
     results = {"cost": float(found.cost.double().mean())}
     for part, z in (("training", training_codes), ("test", found.z)):
         results |= compare_with_prior(part, z, model)

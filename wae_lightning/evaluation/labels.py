@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wae_lightning.conditional import ConditionalWAE
-from wae_lightning.evaluation.codes import compare_with_prior
+from wae_lightning.evaluation.codes import batches_of, compare_with_prior
 from wae_lightning.evaluation.images import choose_features, extract_features
 from wae_lightning.metrics import DigitClassifier, Sharpness
 from wae_lightning.metrics.completion import CodeDependence, frechet_distance
@@ -29,7 +29,8 @@ def evaluate_labels(
 
     - ``accuracy``: share of samples, one for each test label, in which the digit classifier sees their class; digits.
     - ``fid_FEATURES_of_class``: mean over the classes of the Fréchet distance of a class's samples, as many as it has
-      test images, from its test images; ``..._floor``: the same of training images. ``fid_FEATURES``: of all samples.
+      test images (two or more), from its test images; ``..._floor``: the same of training images. ``fid_FEATURES``: of
+      all samples.
     - ``label_from_code_linear``, ``label_from_code_mlp``: accuracy of two networks that read the label from the code,
       trained on half of the test codes, on the other half; ``chance``: share of the most frequent label there.
       Of attributes: the mean over those that vary. ``..._validation``: the same of the validation images. These are
@@ -51,9 +52,9 @@ def evaluate_labels(
     data.setup("fit")
     data.setup("test")
     torch.manual_seed(seed)
-    x, y, z = _encode(model, data, data.test_dataloader())
+    x, y, z = _encode(model, data, "test")
     results = {"mse": _squared_error(model, x, y)} | _read_out(z, x)
-    of_validation, _, z_validation = _encode(model, data, data.val_dataloader())
+    of_validation, _, z_validation = _encode(model, data, "val")
     results |= {f"{name}_validation": value for name, value in _read_out(z_validation, of_validation).items()}
     dependence = CodeDependence()
     dependence.update(x.float() if x.ndim > 1 else one_hot(x, len(data.pairs.names), x.device), z)
@@ -76,16 +77,17 @@ def evaluate_labels(
         if model.num_classes:
             trained = _training_features(data, extractor, num_samples)
             of_class = [_fids(real[x == label], samples[x == label], trained, int(label)) for label in torch.unique(x)]
-            means = torch.tensor([pair for pair in of_class if pair is not None]).mean(0)
-            results |= {f"fid_{name}_of_class": float(means[0]), f"fid_{name}_of_class_floor": float(means[1])}
+            if found := [pair for pair in of_class if pair is not None]:
+                means = torch.tensor(found).mean(0)
+                results |= {f"fid_{name}_of_class": float(means[0]), f"fid_{name}_of_class_floor": float(means[1])}
     return results
 
 
-def _encode(model: ConditionalWAE, data: Any, loader: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _encode(model: ConditionalWAE, data: Any, part: str) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, images and random codes of a whole set, on the CPU."""
     found: list[tuple[Tensor, ...]] = []
-    for batch in loader:
-        x, y = (part.to(model.device) for part in data.on_after_batch_transfer(batch, 0)[:2])
+    for batch in batches_of(data, part):
+        x, y = (tensor.to(model.device) for tensor in batch[:2])
         found.append((x.cpu(), y.cpu(), model.encode(x, y, noise=True).cpu()))
     x, y, z = (torch.cat(parts) for parts in zip(*found, strict=True))
     return x, y, z
@@ -104,8 +106,8 @@ def _samples_of(model: ConditionalWAE, x: Tensor) -> Tensor:
 
 def _training_features(data: Any, extractor: nn.Module, count: int) -> tuple[Tensor, Tensor]:
     features, labels, seen = [], [], 0
-    for batch in data.train_dataloader():
-        x, y = data.on_after_batch_transfer(batch, 0)[:2]
+    for batch in batches_of(data, "train"):
+        x, y = batch[:2]
         features.append(extract_features([y.cpu()], extractor))
         labels.append(x.cpu())
         seen += len(x)

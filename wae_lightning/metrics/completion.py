@@ -187,15 +187,31 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         A float32 scalar.
+
+    Raises:
+        ValueError: If the shapes are others, or a number is not finite.
     """
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"the Fréchet distance (FID) compares the features of at least 2 examples, (n, F), with those of at least "
+            f"2 others, (m, F); got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     of_x, of_y = in_float64(x), in_float64(y)
-    covariances = of_x.T.cov(), of_y.T.cov()
+    if not (of_x.isfinite().all() and of_y.isfinite().all()):
+        raise ValueError("the Fréchet distance (FID) takes finite features, and some are not")
+    covariances = of_x.T.cov().view(x.shape[1], -1), of_y.T.cov().view(x.shape[1], -1)
     # the trace of the root of a product is the sum of the roots of its eigenvalues, which are real and not negative
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
     distance: Tensor = (
         (of_x.mean(0) - of_y.mean(0)).square().sum() + sum(c.trace() for c in covariances) - 2 * roots.sum()
     )
     return distance.float().to(x.device)
+
+
+_MEANS = (
+    "agreement", "agreement_reference", "bce", "bce_best", "edges", "edges_real", "label_entropy",
+    "label_entropy_reference", "mse", "psnr", "psnr_best", "psnr_of_mean", "spread", "ssim", "ssim_best",
+)  # fmt: skip
 
 
 class CompletionMetrics(Metric):
@@ -232,38 +248,23 @@ class CompletionMetrics(Metric):
     completed_features: list[Tensor]
     other_features: list[Tensor]
     real_labels: list[Tensor]
-    ranks: Tensor
-    count: Tensor
+    ranks: list[Tensor]
+    sums: Tensor
+    counts: Tensor
     full_state_update = False
 
     def __init__(self, mask: Tensor | None = None, classifier: DigitClassifier | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mask = mask
         self.classifier = classifier
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("completed_features", default=[], dist_reduce_fx="cat")
         self.add_state("other_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_features", default=[], dist_reduce_fx="cat")
         self.add_state("real_labels", default=[], dist_reduce_fx="cat")
-        self.add_state("ranks", default=torch.empty(0, dtype=torch.int64), dist_reduce_fx="sum")
-        names = [
-            "mse",
-            "edges",
-            "edges_real",
-            "psnr",
-            "psnr_of_mean",
-            "psnr_best",
-            "ssim",
-            "ssim_best",
-            "bce",
-            "bce_best",
-            "spread",
-        ]
-        if classifier is not None:
-            names += ["agreement", "label_entropy", "agreement_reference", "label_entropy_reference"]
-        self._known: set[str] = set()
-        for name in names:
-            self.add_state(name, default=torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("ranks", default=[], dist_reduce_fx="cat")
+        # of each mean: over how many images it is, since labels may be known of some only
+        self.add_state("sums", default=torch.zeros(len(_MEANS), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("counts", default=torch.zeros(len(_MEANS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -283,7 +284,8 @@ class CompletionMetrics(Metric):
             hidden: Boolean (1 or B, 1, H, W): True where an image is not observed; None: as ``mask`` says.
 
         Raises:
-            ValueError: If the shapes do not fit together, or there is only one completion.
+            ValueError: If the shapes do not fit together, there is only one completion, or other numbers of them than
+                before.
         """
         if completed.ndim != 5 or completed.shape[:1] + completed.shape[2:] != images.shape or completed.shape[1] < 2:
             raise ValueError(
@@ -292,6 +294,8 @@ class CompletionMetrics(Metric):
             )
         images, completed = in_full_precision(images), in_full_precision(completed)
         n = completed.shape[1]
+        if len(self.ranks) and self.ranks[0].shape[-1] != n + 1:
+            raise ValueError(f"expected {self.ranks[0].shape[-1] - 1} completions of each image, as before, got {n}")
         if hidden is None:
             hidden = torch.ones_like(images[:1, :1]) > 0 if self.mask is None else ~self.mask.to(images.device)[None]
         # 0 outside of what is hidden, where holes differ from image to image: there nothing adds to what follows
@@ -333,23 +337,19 @@ class CompletionMetrics(Metric):
             self.completed_features.append(features[:, 0])
             self.other_features.append(features[:, 1])
         values["spread"] = mean_pairwise_distance(features)
-        self._known.update(values)
         for name, value in values.items():
-            getattr(self, name).add_(value.sum())
-        self.count += len(images)
+            self.sums[_MEANS.index(name)] += value.sum()
+            self.counts[_MEANS.index(name)] += len(images)
         self.real_features.append(real)
         self.real_labels.append(labels if labels is not None else real.new_zeros(len(images), dtype=torch.int64))
-        self._add_ranks(y, ys)
-
-    def _add_ranks(self, y: Tensor, ys: Tensor) -> None:
         directions = torch.randn(y.shape[1], 16, generator=torch.Generator().manual_seed(0)).to(y)
         ranks = ranks_of_truth(y @ directions, ys @ directions)
-        histogram = torch.bincount(ranks.flatten(), minlength=ys.shape[1] + 1)
-        self.ranks = histogram if self.ranks.numel() == 0 else self.ranks + histogram
+        self.ranks.append(torch.bincount(ranks.flatten(), minlength=n + 1).unsqueeze(0))
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the measures by name; those of which nothing is known are left out."""
-        results = {name: getattr(self, name) / self.count for name in sorted(self._known)}
+        means = self.sums / self.counts
+        results = {name: mean for name, mean, count in zip(_MEANS, means, self.counts, strict=True) if count}
         features, labels = dim_zero_cat(self.real_features), dim_zero_cat(self.real_labels)
         # 500 of a class are 125,000 pairs, far more than the mean needs
         classes = [features[labels == label][:500] for label in torch.unique(labels)]
@@ -358,17 +358,14 @@ class CompletionMetrics(Metric):
         results["sharpness_ratio"] = results.pop("edges") / results.pop("edges_real")
         if real:
             results["diversity"] = spread / torch.stack(real).mean()
-        shares = self.ranks / self.ranks.sum()
+        histogram = dim_zero_cat(self.ranks).sum(0)
+        shares = histogram / histogram.sum()
         results["rank_error"] = 0.5 * (shares - 1 / len(shares)).abs().sum()
-        if self.classifier is not None:
+        if self.classifier is not None and len(features) > 1:
             completed = dim_zero_cat(self.completed_features)
             results["fid"] = frechet_distance(features, completed)
             results["fid_floor"] = frechet_distance(completed, dim_zero_cat(self.other_features))
         return results
-
-    def reset(self) -> None:
-        super().reset()
-        self._known = set()
 
 
 def _psnr(completions: Tensor, truth: Tensor, pixels: Tensor) -> Tensor:

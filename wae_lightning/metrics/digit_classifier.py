@@ -19,6 +19,9 @@ __all__ = ["DigitClassifier", "DigitClassifierTwin", "DigitFeatures"]
 class DigitClassifier(nn.Module):
     """Five 3 x 3 convolutions and two linear layers for digits of 28 x 28 in [0, 1].
 
+    What :meth:`pretrained` gives is a yardstick, and stays in evaluation mode also where it is part of a module that is
+    trained.
+
     Example:
         >>> import torch
         >>> DigitClassifier.pretrained().features(torch.rand(2, 1, 28, 28)).shape
@@ -26,6 +29,7 @@ class DigitClassifier(nn.Module):
     """
 
     num_features = 128
+    fixed = False
     weights = Path(__file__).parent / "digit_classifier.pt"
     """In half precision, made by ``experiments/reproduce/train_digit_classifier.py`` from MNIST's training set."""
 
@@ -46,7 +50,12 @@ class DigitClassifier(nn.Module):
         """The classifier with the weights that come with the package, in evaluation mode and without gradients."""
         classifier = cls()
         classifier.load_state_dict(read_plain(cls.weights))
+        classifier.fixed = True
         return classifier.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode, unless the weights are those of :meth:`pretrained`."""
+        return super().train(mode and not self.fixed)
 
     def features(self, x: Tensor) -> Tensor:
         """Maps digits (B, 1, 28, 28) in [0, 1] to the activations before the last layer, (B, 128).

@@ -44,10 +44,12 @@ class Sharpness(Metric):
         """Adds images (B, 1 or 3, H, W), floats in [0, 1], at least 3 x 3.
 
         Raises:
-            ValueError: If they have another shape.
+            ValueError: If they have another shape, or are no floats.
         """
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 3:
-            raise ValueError(f"images must be (B, 1 or 3, H, W), at least 3 x 3, got {tuple(images.shape)}")
+        fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 3
+        if not (fits and images.is_floating_point()):
+            found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
+            raise ValueError(f"images must be floats (B, 1 or 3, H, W), at least 3 x 3, got {found}")
         weights = [1.0] if images.shape[1] == 1 else [0.299, 0.587, 0.114]
         images = in_full_precision(images)
         laplacian = images.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])

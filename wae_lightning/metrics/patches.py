@@ -102,6 +102,7 @@ class PatchDistance(Metric):
     full_state_update = False
     real: list[Tensor]
     samples: list[Tensor]
+    shapes: list[Tensor]
     size = 7
     """Height and width of a patch, in pixels."""
     smallest = SMALLEST
@@ -116,26 +117,31 @@ class PatchDistance(Metric):
         self.patches, self.directions, self.seed, self.reset_real = patches, directions, seed, reset_real
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("samples", [], dist_reduce_fx="cat")
-        self.sizes: tuple[tuple[int, int], ...] = ()
+        # (C, H, W) of the images of each call, which processes and merged metrics share like the patches
+        self.add_state("shapes", [], dist_reduce_fx="cat")
+        self._shape: tuple[int, ...] | None = None
         self._generators = {side: torch.Generator().manual_seed(seed) for side in (True, False)}
 
     def update(self, images: Tensor, real: bool) -> None:
         """Adds images (B, C, H, W), floats, at least 16 x 16.
 
         Raises:
-            ValueError: If they have another shape, or another size than those before.
+            ValueError: If they have another shape, or another one than those before, or are no floats.
         """
-        if images.ndim != 4 or min(images.shape[2:]) < SMALLEST:
-            raise ValueError(f"images must be (B, C, H, W), at least 16 x 16, got {tuple(images.shape)}")
+        if images.ndim != 4 or min(images.shape[2:]) < SMALLEST or not images.is_floating_point():
+            found = f"{tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}"
+            raise ValueError(f"images must be floats (B, C, H, W), at least 16 x 16, got {found}")
+        if self._shape not in (None, images.shape[1:]):
+            raise ValueError(
+                f"images must be of one shape (C, H, W), got {tuple(images.shape[1:])} after {self._shape}"
+            )
+        self._shape = tuple(images.shape[1:])
         pyramid = laplacian_pyramid(in_full_precision(images).float())
-        sizes = tuple(tuple(scale.shape[2:]) for scale in pyramid)
-        if self.sizes and sizes != self.sizes:
-            raise ValueError(f"images must be of one size, got {sizes[0]} after {self.sizes[0]}")
-        self.sizes = sizes  # type: ignore[assignment]
         # image by image, so that it does not matter how they come in batches
         places = torch.rand(len(images), len(pyramid), 2, self.patches, generator=self._generators[real])
         described = [self._cut_out(scale, places[:, number]) for number, scale in enumerate(pyramid)]
         (self.real if real else self.samples).append(torch.stack(described, dim=1))
+        self.shapes.append(torch.tensor([self._shape], device=images.device))
 
     def _cut_out(self, images: Tensor, places: Tensor) -> Tensor:
         """Patches of images (B, C, H, W) at places (B, 2, patches) in [0, 1): (B · patches, C, 49)."""
@@ -153,9 +159,9 @@ class PatchDistance(Metric):
         If the sets are of different size, as many patches as the smaller one has are drawn from the larger.
 
         Raises:
-            ValueError: If one side has no images.
+            ValueError: If one side has no images, or processes had images of different shapes.
         """
-        if not self.real or not self.samples:
+        if not (len(self.real) and len(self.samples)):  # tensors, once several processes have joined theirs
             raise ValueError("the patch distance needs real images and samples, and one of them is missing")
         real, samples = dim_zero_cat(self.real), dim_zero_cat(self.samples)
         generator = torch.Generator().manual_seed(self.seed)
@@ -165,21 +171,25 @@ class PatchDistance(Metric):
             for x in (real, samples)
         )
         found = {}
-        for number, (height, width) in enumerate(self.sizes):
+        (_, height, width), *others = torch.unique(dim_zero_cat(self.shapes), dim=0).tolist()
+        if others:
+            raise ValueError(f"images must be of one shape (C, H, W), got {[self._shape, *others]}")
+        for number in range(real.shape[1]):
             x, y = real[:, number], samples[:, number]
             mean, deviation = x.mean((0, 2), keepdim=True), x.std((0, 2), keepdim=True).clamp(min=1e-8)
             x, y = (((side - mean) / deviation).flatten(1) for side in (x, y))
             directions = F.normalize(torch.randn(x.shape[1], self.directions, generator=generator), dim=0)
             found[f"{height}x{width}"] = sliced_wasserstein(x, y, directions.to(x.device))
+            height, width = (height + 1) // 2, (width + 1) // 2
         return {"mean": torch.stack(list(found.values())).mean(), **found}
 
     def reset(self) -> None:
         """Forgets the samples, and with ``reset_real`` the real images."""
-        real = list(self.real)  # the list itself is emptied
+        real, shapes = list(self.real), list(self.shapes)  # the lists themselves are emptied
         super().reset()
         self._generators[False].manual_seed(self.seed)
         if self.reset_real:
             self._generators[True].manual_seed(self.seed)
-            self.sizes = ()
+            self._shape = None
         else:
-            self.real = real
+            self.real, self.shapes = real, shapes[: len(real)]

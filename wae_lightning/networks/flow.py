@@ -54,7 +54,9 @@ class Flow(Part, nn.Module, ABC):
         """What the flow descends on points (B, d), a scalar for each dimension: here the negative log-density."""
         return -(self.log_prob(x) if condition is None else self.log_prob(x, condition)).mean() / self.dim
 
-    def _check(self, condition: Tensor | None) -> None:
+    def _check(self, x: Tensor, condition: Tensor | None) -> None:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"the flow takes points (B, {self.dim}), got {tuple(x.shape)}")
         found = 0 if condition is None else condition.shape[1]
         if found != self.condition_features:
             raise ValueError(f"the flow takes {self.condition_features} features of a condition, got {found}")
@@ -154,7 +156,7 @@ class CouplingFlow(Flow):
         self.register_buffer("orders", torch.stack([torch.randperm(dim, generator=generator) for _ in range(layers)]))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check(condition)
+        self._check(x, condition)
         given = in_full_precision(x)
         with full_float32(x.device):
             x = given if torch.is_grad_enabled() else in_float64(given)
@@ -166,7 +168,7 @@ class CouplingFlow(Flow):
         return self._result(x, given), self._result(log_determinant, given)
 
     def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        self._check(condition)
+        self._check(z, condition)
         with full_float32(z.device):
             x = in_float64(z)
             for coupling, order in zip(reversed(self.couplings), self.orders.flip(0), strict=True):
@@ -283,6 +285,11 @@ class MixtureFlow(Flow):
         """Logarithms of the weights that the Gaussians have for each of n points, (n, k): those of other labels 0."""
         if condition is None:
             return logits.log_softmax(0).expand(n, -1)
+        # elsewhere, where to look would make the host wait, the result is NaN
+        on_cpu = condition.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and not (one_hot := condition.amax(1) >= 0.5).all():
+            found = [round(float(entry), 3) for entry in condition[~one_hot][0]]
+            raise ValueError(f"a MixtureFlow takes labels, as one-hot vectors, for conditions, got {str(found)[:100]}")
         others = condition.repeat_interleave(self.components, dim=1) < 0.5
         return logits.masked_fill(others, -torch.inf).log_softmax(1)
 
@@ -295,7 +302,7 @@ class MixtureFlow(Flow):
         return torch.addmm(-shift.flatten(), x.to(means.dtype), root.flatten(0, 1).T).view(len(x), *shift.shape)
 
     def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        self._check(condition)
+        self._check(x, condition)
         with full_float32(x.device):
             squares = self._whitened(x).square().sum(2)
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
@@ -303,7 +310,7 @@ class MixtureFlow(Flow):
             return (constants - 0.5 * squares).logsumexp(1) - 0.5 * self.dim * math.log(2 * math.pi)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check(condition)
+        self._check(x, condition)
         with full_float32(x.device):
             white = self._whitened(x)
             weight_logits, log_diagonal = in_full_precision(self.weight_logits), in_full_precision(self.log_diagonal)
@@ -320,7 +327,7 @@ class MixtureFlow(Flow):
         return self._result(z, x), self._result(log_determinant, x)
 
     def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        self._check(condition)
+        self._check(z, condition)
         given = z
         with full_float32(z.device):
             z = in_float64(z)

@@ -84,7 +84,7 @@ class FlowMatching(Flow):
 
     def loss(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The mean squared error of velocities, for each dimension, between codes (n, d) and as many fresh draws."""
-        self._check(condition)
+        self._check(x, condition)
         with full_float32(x.device):
             x = self._at_home(x)
             z, t = torch.randn_like(x), torch.rand_like(x[:, :1])
@@ -122,7 +122,7 @@ class FlowMatching(Flow):
         return best
 
     def inverse(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        self._check(condition)
+        self._check(z, condition)
         with full_float32(z.device):
             x = self._at_home(z)
             for i in range(self.steps):
@@ -130,7 +130,7 @@ class FlowMatching(Flow):
         return self._result(x, z)
 
     def to_normal(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        self._check(condition)
+        self._check(x, condition)
         with full_float32(x.device):
             z = self._at_home(x)
             for i in reversed(range(self.steps)):
@@ -146,7 +146,7 @@ class FlowMatching(Flow):
         return own + step * self._derivative(half, t + 0.5 * step) @ to_half
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._check(condition)
+        self._check(x, condition)
         with full_float32(x.device):
             z = self._at_home(x)
             log_determinant = z.new_zeros(len(z))
