@@ -215,7 +215,9 @@ class CloudSources(Sources):
             raise ValueError(
                 f"{path}: expected one cloud of at least {wanted // 2} points, found {len(clouds)} of {clouds.shape[1]}"
             )
-        return np.resize(clouds[0].numpy(), (wanted, 3))
+        # in random order, since validation and test take the first ones
+        points = np.random.default_rng(index).permutation(clouds[0].numpy())
+        return np.resize(points, (wanted, 3))
 
 
 def open_clouds(
@@ -227,7 +229,7 @@ def open_clouds(
     needed of the whole set first, stays in float64.
     """
     how, dtype = ("none", "float64") if normalization == "whole_set" else (normalization, "float32")
-    key = cache_key(("clouds 1", how, dtype), ((str(path.relative_to(folder)), path.stat()) for path in files))
+    key = cache_key(("clouds 2", how, dtype), ((str(path.relative_to(folder)), path.stat()) for path in files))
     sources = CloudSources(files, num_points, how, dtype)
     path = (cache_dir or folder) / f"modelnet40_{sources.shape[0]}_{key}.h5"
     return open_or_build(path, sources.shape, dtype, lambda: (sources, {}), on_error)
@@ -239,10 +241,15 @@ def hdf5_files(folder: Path, part: str) -> list[Path]:
     A folder without any list has them by their names (``ply_data_train0.h5``, ``train0.h5``).
 
     Raises:
-        FileNotFoundError: If the list of this part alone, or a file that it names, is missing.
+        FileNotFoundError: If the list of this part alone, or a file that it names, is missing, or there is no file.
     """
     if not any((folder / f"{name}_files.txt").is_file() for name in ("train", "test")):
-        return sorted(path for path in folder.glob(f"*{part}*.h5") if not is_junk(Path(path.name)))
+        found = sorted(path for path in folder.glob(f"*{part}*.h5") if not is_junk(Path(path.name)))
+        if not found:
+            raise FileNotFoundError(
+                f"{folder}: expected a file ply_data_{part}0.h5, or {part}_files.txt, found neither"
+            )
+        return found
     list_file = folder / f"{part}_files.txt"
     names = [last_part(line) for line in read_names(list_file, "the names of the ply_data_*.h5")]
     files = [folder / name for name in names if not is_junk(Path(name))]
@@ -260,6 +267,8 @@ def read_hdf5(files: list[Path], num_classes: int) -> Clouds:
             raise ValueError(
                 f"{file}: {points.shape[1]} points a cloud; expected {clouds[0][0].shape[1]} as in {files[0].name}"
             )
+    if not sum(len(points) for points, _ in clouds):
+        raise ValueError(f"{', '.join(map(str, files)) or 'the list of files'}: expected clouds, found none")
     return torch.cat([points for points, _ in clouds]), torch.cat([labels for _, labels in clouds])
 
 

@@ -122,7 +122,7 @@ def read_cloud(
     Meshes (``.off``, and ``.ply`` with faces) are sampled uniformly by area. ``.npy`` and ``.npz`` hold an array
     (P, 3 or more) or (N, P, 3 or more); of several arrays in ``.npz`` it is ``samples``, ``points``, ``pos``, ``pc`` or
     ``arr_0``. Text has a point in each line, separated by blanks or commas, perhaps below a line of names or a count.
-    What stands behind the three coordinates, as normals do, is left out.
+    Coordinates are the columns named x, y and z, and without such names the first three. Others are left out.
 
     Args:
         path: The file; its ending tells the format.
@@ -212,16 +212,25 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
-    lines = [re.split(r"#|//", line)[0].replace(";", ",").strip() for line in read_lines(path)]
+    lines = [re.split(r"#|//", line)[0].strip() for line in read_lines(path)]
+    if any("," in line and ";" in line for line in lines):
+        raise ValueError(f"{path}: found lines with both , and ;: numbers with a decimal comma cannot be read")
+    lines = [line.replace(";", ",") for line in lines]
     lines = [line for line in lines if line]
+    names: list[str] = []
     if lines and _is_no_point(lines[0]):
-        del lines[0]
+        names = [word.strip("\"' ").lower() for word in lines.pop(0).replace(",", " ").split()]
     if not lines:
         raise ValueError(f"{path}: expected a point in each line, found none")
     try:
-        return np.loadtxt(lines, delimiter="," if "," in lines[0] else None, comments=None, ndmin=2)
+        numbers = np.loadtxt(lines, delimiter="," if "," in lines[0] else None, comments=None, ndmin=2)
     except ValueError as error:
         raise ValueError(f"{path}: expected as many numbers in each line ({error})") from None
+    if not {"x", "y", "z"} <= set(names) or names[:3] == ["x", "y", "z"]:
+        return numbers
+    if len(names) != numbers.shape[1]:
+        raise ValueError(f"{path}: found {len(names)} names of columns over lines of {numbers.shape[1]} numbers")
+    return numbers[:, [names.index(axis) for axis in "xyz"]]
 
 
 def _is_no_point(line: str) -> bool:

@@ -159,6 +159,8 @@ class ModelNet40DataModule(BatchDataModule):
         self.on_error = on_error
         self.moments: dict[str, Any] = {}
         """After ``setup`` with ``whole_set``: ``center``, three numbers, and ``size``, for ``normalize``."""
+        self.files_up: str | None = None
+        """After ``setup``, of files: which axis is up in them, before clouds are turned to ``up_axis``."""
         self.class_names: list[str] = []
         """Names of the classes, after ``setup``: label k is ``class_names[k]``."""
 
@@ -169,12 +171,14 @@ class ModelNet40DataModule(BatchDataModule):
             "classes": self.classes,
             "normalization": self.normalization,
             "up_axis": self.up_axis,
+            "files_up": self.files_up,
             **self.moments,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warns when a checkpoint was trained on differently prepared data; nothing else is restored."""
-        unknown = () if self.moments else ("center", "size")  # before setup
+        # what is turned to one axis may have come from another; the others are not known before setup
+        unknown = ("files_up",) if self.moments else ("files_up", "center", "size")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in unknown})
 
     def prepare_data(self) -> None:
@@ -203,12 +207,13 @@ class ModelNet40DataModule(BatchDataModule):
             val_rows = torch.arange(len(val_part[0])) + len(rows)
             train = torch.cat([train[0], val_part[0]]), torch.cat([train[1], val_part[1]])
         stored_up: Literal["y", "z"] = "z" if source in ("off", "shapes") else "y"
+        self.files_up = None if source == "shapes" else stored_up
         train_points, test_points = (turned(points, stored_up, self.up_axis) for points, _ in (train, test))
         if self.normalization == "whole_set":
             # in double precision: millions of points
             center = train_points[rows].double().mean(dim=(0, 1))
             deviation = (train_points[rows] - center).square().mean().sqrt()
-            self.moments = {"center": center.tolist(), "size": float(deviation)}
+            self.moments = {"center": center.tolist(), "size": float(deviation) or 1.0}
             train_points, test_points = train_points.double(), test_points.double()
         train_points, test_points = (
             normalize(points, self.normalization, **self.moments).float() for points in (train_points, test_points)

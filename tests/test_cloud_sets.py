@@ -197,6 +197,46 @@ def test_clouds_of_few_points(tmp_path: Path) -> None:
     assert all(len({tuple(point) for point in points[:POINTS].tolist()}) == POINTS for points in data.test_set.points)
 
 
+@pytest.mark.parametrize("count", [POINTS + POINTS // 2, 2 * POINTS - 1, 2 * POINTS, 3 * POINTS])
+def test_points_that_a_file_has_in_order_are_validated_all_over(tmp_path: Path, count: int) -> None:
+    """Files of points from the bottom to the top: the first ones are the lower part."""
+    for number in range(12):
+        points = cloud(number, count)
+        (tmp_path / f"{number}.npy").write_bytes(npy(points[points[:, 1].argsort()]))
+    data = ready(tmp_path, normalization="none", val_fraction=0.25)
+    for part in data.val_set, data.test_set:
+        for points, _ in (part[row] for row in range(len(part))):
+            assert len({tuple(point) for point in points.tolist()}) == POINTS
+    # of half or two thirds of the points at random, the means are near; of the lower ones they are far
+    whole = data.test_set.points[data.test_set.rows][:, :, 1]
+    taken = torch.stack([data.test_set[row][0][:, 1] for row in range(len(data.test_set))])
+    assert (taken.mean(1) - whole.mean(1)).abs().max() < 0.5 * whole.std()
+    assert (taken.amax(1) - whole.amax(1)).abs().max() < 1.5 * whole.std()
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_hdf5_without_a_test_set(tmp_path: Path, lists: bool) -> None:
+    root = write_hdf5(tmp_path)
+    for path in (root / FOLDER).glob("*test*.h5"):
+        path.unlink()
+    if not lists:
+        for part in "train", "test":
+            (root / FOLDER / f"{part}_files.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"ply_data_test0.h5"):
+        ready(root)
+
+
+def test_hdf5_without_test_clouds(tmp_path: Path) -> None:
+    root = write_hdf5(tmp_path)
+    for path in (root / FOLDER).glob("*test*.h5"):
+        with h5py.File(path, "r+") as file:
+            points, labels = file["data"][:0], file["label"][:0]
+            del file["data"], file["label"]
+            file["data"], file["label"] = points, labels
+    with pytest.raises(ValueError, match=r"ply_data_test0.h5.*: expected clouds, found none"):
+        ready(root)
+
+
 # --- one bad mesh ---
 
 

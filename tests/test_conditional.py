@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import HalfImageDataModule, MNISTDataModule
-from wae_lightning import ConditionalWAE, from_config
+from wae_lightning import WAEMMD, ConditionalWAE, from_config
 from wae_lightning.callbacks import CompletionPictures, MeasureCompletions
 from wae_lightning.callbacks.completions import most_ambiguous
 from wae_lightning.cli import train
@@ -657,6 +657,64 @@ def test_fitting_features_leaves_no_trace_in_the_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert features.fitted
     assert seen == [20, 20]
+
+
+@pytest.mark.parametrize("third", ["names", "weights", "nothing"])
+def test_measures_do_not_depend_on_the_range_nor_on_what_follows_the_target(tmp_path, third):
+    """Of the same completions, drawn between 0 and 1 and between -1 and 1."""
+    x, y = TOP.split(images(12))
+    drawn = torch.rand(12, 100, *y.shape[1:], generator=torch.Generator().manual_seed(0))
+    more = {"names": ("a.png",), "weights": (0.5,), "nothing": ()}[third]
+    found = []
+    for low in (0.0, -1.0):
+        features = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(1))
+        model = small(input_range=(low, 1.0), features=features, cost=SquaredError())
+        scaled = low + (1 - low) * drawn
+        model.complete = lambda x, n, z=None, scaled=scaled: scaled[: len(x), :n]
+        rows = [(x[i], low + (1 - low) * y[i], *more) for i in range(12)]
+        trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[MeasureCompletions()], **SHORT)
+        (results,) = trainer.test(model, DataLoader(rows, 12), verbose=False)
+        found.append(results)
+    for name in ("mse", "psnr", "psnr_best", "ssim", "bce", "sharpness_ratio"):
+        assert found[1][f"test/{name}"] == pytest.approx(found[0][f"test/{name}"], rel=1e-3), name
+    assert "test/nll_prior" in found[0]
+    assert not any("nll" in name for name in found[1])
+    with pytest.raises(
+        ValueError, match=r"likelihoods are of pixels in \[0, 1\], and the model's input_range is \(-1.0"
+    ):
+        small(input_range=(-1.0, 1.0)).log_weights(x, y, 2)
+
+
+def test_tiny_images_and_a_single_one_are_measured_and_other_models_refused(tmp_path):
+    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=[MeasureCompletions()], **SHORT)
+    model = ConditionalWAE(
+        ConditionalMLPEncoder([(1, 2, 4), (1, 2, 4)], 3, (8,), standardize=True),
+        ConditionalMLPDecoder(3, (1, 2, 4), (1, 2, 4), (8,)),
+        features=nn.Flatten(), condition_shape=(1, 2, 4), target_shape=(1, 2, 4), latent_dim=3,
+    )  # fmt: skip
+    for count in (1, 6):
+        pairs = TensorDataset(torch.rand(count, 1, 2, 4), torch.rand(count, 1, 2, 4))
+        (results,) = trainer.test(model, DataLoader(pairs, 4), verbose=False)
+        assert math.isfinite(results["test/psnr"])
+        assert "test/ssim" not in results
+        assert ("test/hsic_over_null" in results) == (count > 1)
+    with pytest.raises(ValueError, match="MeasureCompletions measures a ConditionalWAE, got WAEMMD"):
+        trainer.test(WAEMMD(latent_dim=2), DataLoader(torch.rand(4, 1, 28, 28), 4), verbose=False)
+
+
+def test_other_numbers_of_conditions_than_of_targets_or_codes():
+    model = small().eval()
+    x, y = TOP.split(images(4))
+    for call, message in (
+        (lambda: model.encode(x[:1], y), "expected as many conditions as targets, got 1 and 4"),
+        (lambda: model.decode(x[:3], torch.randn(2, 3)), "expected as many conditions as codes, got 3 and 2"),
+        (
+            lambda: model.decode(x, torch.randn(4, 5)),
+            r"the codes must be of shape \(B, 3\), as in training, got \(4, 5\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_likelihoods_are_of_as_many_images_as_asked(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_modelnet40 import write_off
 
 from datamodules import MNISTDataModule, ModelNet40DataModule
 from wae_lightning import WAEMMD, PointNetWAE
@@ -189,6 +190,35 @@ def test_clouds_of_any_format_are_normalized_as_the_training_data_was(clouds, tm
         torch.save(content, tmp_path / "model.ckpt")
         read = read_inputs([path], tmp_path / "model.ckpt", PointNetWAE(latent_dim=4, num_points=64))
         torch.testing.assert_close(read[0], torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["unit_sphere", "whole_set"])
+def test_a_mesh_of_the_training_set_is_read_as_it_was_for_training(tmp_path, clouds, how):
+    write_off(tmp_path)
+    data = ModelNet40DataModule(tmp_path, num_points=64, normalization=how, cache_dir=tmp_path / "cache")
+    data.prepare_data()
+    data.setup()
+    content = torch.load(clouds, weights_only=True)
+    content["datamodule_hyper_parameters"]["normalization"] = how
+    content["ModelNet40DataModule"] = data.state_dict()
+    torch.save(content, tmp_path / "model.ckpt")
+    path = sorted((tmp_path / "ModelNet40").glob("*/test/*.off"))[0]
+    read = read_inputs([path], tmp_path / "model.ckpt", PointNetWAE(latent_dim=4, num_points=64))[0]
+    stored = data.test_set.points[0]
+    sides = [points.amax(0) - points.amin(0) for points in (read, stored)]
+    assert sides[1].argmax() == 1  # these boxes are tall, and y is up
+    torch.testing.assert_close(sides[0], sides[1], atol=0.15 * float(sides[1].max()), rtol=0)
+    torch.testing.assert_close(read.mean(0), stored.mean(0), atol=0.3 * float(sides[1].max()), rtol=0)
+
+
+def test_a_folder_that_holds_other_samples_is_refused(digits, tmp_path, capsys):
+    out = str(tmp_path / "folder")
+    main([str(digits), "--num_samples", "5", "--out", out])
+    main([str(digits), "--num_samples", "5", "--out", out])
+    with pytest.raises(SystemExit) as stop:
+        main([str(digits), "--num_samples", "2", "--out", out])
+    assert stop.value.code == 2
+    assert "folder: the folder holds others, such as 00002.png; name an empty one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,18 @@ def test_sharpness_falls_when_digits_are_blurred():
 
 
 def test_sharpness_refuses_other_shapes():
-    for shape in ((2, 2, 8, 8), (2, 1, 2, 8), (2, 8, 8)):
-        with pytest.raises(ValueError, match=r"images must be \(B, 1 or 3, H, W\), at least 3 x 3, got"):
-            Sharpness().update(torch.rand(shape))
+    for images in (*map(torch.rand, ((2, 2, 8, 8), (2, 1, 2, 8), (2, 8, 8))), torch.ones(2, 1, 8, 8).byte()):
+        with pytest.raises(ValueError, match=r"images must be floats \(B, 1 or 3, H, W\), at least 3 x 3, got"):
+            Sharpness().update(images)
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_precision_and_recall_refuse_what_is_not_finite(real):
+    metric = PrecisionRecall()
+    metric.update(torch.rand(20, 3), real=not real)
+    metric.update(torch.rand(20, 3).index_fill(0, torch.tensor([3]), torch.nan), real=real)
+    with pytest.raises(ValueError, match="take finite features, and some are not"):
+        metric.compute()
 
 
 def share_inside(points, centers, k):

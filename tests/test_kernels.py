@@ -15,6 +15,8 @@ from wae_lightning.kernels import (
     median_bandwidth,
     squared_distances,
 )
+from wae_lightning.penalties import MMD, CramerWold
+from wae_lightning.priors import Normal
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 KERNELS = {
@@ -51,6 +53,15 @@ def test_squared_distances_are_exact_far_from_the_origin_and_never_negative():
     torch.testing.assert_close(shifted.double(), expected, rtol=1e-3, atol=1e-3)
     z = codes(50, 4, dtype=torch.float32)
     assert squared_distances(z, z).min() >= 0
+
+
+@pytest.mark.parametrize("penalty", [MMD(), CramerWold()])
+def test_a_second_derivative_is_refused_and_not_wrong(penalty):
+    penalty.set_prior(Normal(3))
+    x = codes(6, 3).requires_grad_()
+    distance = penalty(x, codes(6, 3, seed=1))
+    with pytest.raises(NotImplementedError, match="has no second derivative: create_graph must be False"):
+        torch.autograd.grad(distance, x, create_graph=True)
 
 
 @pytest.mark.parametrize("name", [*KERNELS, "rbf, median", "laplacian, median"])

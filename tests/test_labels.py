@@ -293,6 +293,10 @@ def test_names_and_ranges_are_read():
     names = Labels((1, 8, 8), ["cat", "dog", "3-d"])
     assert names.read("dog,0, 3-d").tolist() == [1, 0, 2]
     assert DIGITS.read("0-9").tolist() == list(range(10))
+    years = Labels((1, 8, 8), ["1", "2", "3", "4", "5"])  # names come before numbers, at the ends of a range, too
+    assert years.read("1-3").tolist() == years.read("1,2,3").tolist() == [0, 1, 2]
+    assert years.read("0,1-5").tolist() == [0, 0, 1, 2, 3, 4]
+    assert names.read("cat-dog").tolist() == [0, 1]
     for text, message in (
         ("10", "expected labels from 0 to 9, got '10'"),
         ("3-1", "got '3-1'"),

@@ -173,6 +173,50 @@ def test_classifier_agreement_is_a_ratio_of_accuracies():
     assert found == pytest.approx({"inputs": 1, "reconstructions": 0.75, "share": 0.75})
 
 
+def test_a_judge_judges_in_evaluation_mode_and_every_cloud_once():
+    judge = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 3))
+    metric, x = ClassifierAgreement(judge), torch.randn(6, 4, 3) + 3
+    labels = judge.eval()(x).argmax(1)
+    metric.train()
+    metric.update(x, x, labels)
+    assert metric.compute()["inputs"] == 1
+    assert torch.equal(judge[1].running_mean, torch.zeros(12))
+    for wrong in (labels[:, None], labels[:1]):
+        with pytest.raises(ValueError, match=r"expected \(B, N, 3\), \(B, M, 3\) and labels \(B,\), got \(6, 4, 3\)"):
+            metric.update(x, x, wrong)
+
+
+@pytest.mark.parametrize("sides", [(), (True,), (False,)])
+def test_occupancy_of_one_side_is_no_divergence(sides):
+    metric = OccupancyDivergence(resolution=4)
+    for real in sides:
+        metric.update(torch.rand(2, 9, 3), real=real)
+    with pytest.raises(ValueError, match="needs real sets and samples, and one of them is missing"):
+        metric.compute()
+
+
+def test_what_a_support_vector_machine_cannot_use_is_refused():
+    labels = torch.arange(20) % 2
+    codes = torch.randn(20, 3) + 5 * labels[:, None]
+    for wrong in (labels[:, None], labels.double(), labels > 0, labels[:3]):
+        with pytest.raises(ValueError, match=r"expected codes \(B, d\) and integers \(B,\), got \(20, 3\) and"):
+            LinearSVMAccuracy().update(codes, wrong, train=True)
+    for dtype in (torch.uint8, torch.int32):
+        metric = LinearSVMAccuracy()
+        metric.update(codes, labels.to(dtype), train=True)
+        with pytest.raises(ValueError, match="codes of training and of test clouds: some are missing"):
+            metric.compute()
+        metric.update(codes, labels.to(dtype), train=False)
+        assert metric.compute() == 1
+    nan = codes.index_fill(0, torch.tensor([4]), torch.nan)
+    for train, test, message in ((nan, codes, "finite"), (codes, nan, "finite"), (codes[:1], codes, "at least 2")):
+        metric = LinearSVMAccuracy()
+        metric.update(train, labels[: len(train)], train=True)
+        metric.update(test, labels, train=False)
+        with pytest.raises(ValueError, match=message):
+            metric.compute()
+
+
 def test_linear_svm_reaches_the_optimum_that_scipy_finds():
     x, labels = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     weights, biases = linear_svm(x, labels, c=0.5)

@@ -198,7 +198,8 @@ def test_precision_compares_what_is_alike():
     rows = training.precision(Options(torch.device("cpu"), quick=True))
     for mode in ("float32", "TF32", "bf16-mixed"):
         row = rows[f"mnist_wae_mmd, {mode}"]
-        assert 0 < row["share of matmul rate"] < 1
+        # a CPU without units for bfloat16 multiplies such matrices more slowly than it trains
+        assert 0 < row["share of matmul rate"] < (1 if mode == "float32" else float("inf"))
         assert row["lightning/bare loop"] > 0
     late = training.precision(Options(torch.device("cpu"), quick=True, deadline=0))
     assert late["mnist_wae_mmd, float32"] == {"not measured": "time was up"}

@@ -21,7 +21,7 @@ from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 from wae_lightning.refinement import check_refine_steps, refine_codes
 from wae_lightning.steps import Steps
-from wae_lightning.training.inputs import check_image_shape, input_of
+from wae_lightning.training.inputs import check_image_shape, check_shape, input_of
 from wae_lightning.training.optimizers import LRSchedulerCallable, OptimizerCallable
 
 __all__ = ["WAE"]
@@ -200,9 +200,17 @@ class WAE(RecordedModel, Steps):
         return self._from_code(code, code[:, self.latent_dim :])
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decodes codes (B, latent_dim), on any device, to outputs (B, *output) on the model's."""
-        z = self.at_home(z)
+        """Decodes codes (B, latent_dim), on any device, to outputs (B, *output) on the model's.
+
+        Raises:
+            ValueError: If the codes have another shape.
+        """
+        z = self._codes(z)
         return self._decode(z if self.flow is None else self.flow.inverse(z / self.prior.scale))
+
+    def _codes(self, z: Tensor) -> Tensor:
+        check_shape("codes", z, (self.latent_dim,))
+        return self.at_home(z)
 
     def at_home(self, x: Tensor) -> Tensor:
         """The same numbers on the model's device, in its floating-point type."""

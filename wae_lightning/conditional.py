@@ -26,7 +26,7 @@ from wae_lightning.penalties import MMD, Penalty
 from wae_lightning.precision import in_full_precision
 from wae_lightning.priors import Normal, Prior
 from wae_lightning.training.features import FitFeatures
-from wae_lightning.training.inputs import check_positive, check_shape, one_hot
+from wae_lightning.training.inputs import check_counts, check_positive, check_shape, one_hot
 
 __all__ = ["ConditionalWAE"]
 
@@ -166,7 +166,8 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
         """
         if z is None:
             raise ValueError("decode needs the condition and the code: decode(x, z)")
-        x, z = self._condition(x), self.at_home(z)
+        x, z = self._condition(x), self._codes(z)
+        check_counts(x, z, "codes")
         if self.flow is not None:
             z = self.flow.inverse(z / self.prior.scale, *self._given(self._phi(x)))
         return self.decoder(x, z)  # type: ignore[no-any-return]
@@ -248,6 +249,7 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
     def _pair(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         x = self._condition(x)
         check_shape("target", y, self.target_shape)
+        check_counts(x, y, "targets")
         return x, self.at_home(y)
 
     def inputs_of(self, batch: Any) -> tuple[Tensor, Tensor]:

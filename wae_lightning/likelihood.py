@@ -26,6 +26,7 @@ class ConditionalLikelihood(LightningModule, ABC):
     standardize: Any
     flow: Any
     latent_dim: int
+    input_range: tuple[float, float] | None
 
     @abstractmethod
     def _features(self, pair: tuple[Tensor, Tensor]) -> Tensor: ...
@@ -80,8 +81,10 @@ class ConditionalLikelihood(LightningModule, ABC):
             Shape (B, n).
 
         Raises:
-            ValueError: If q has no density, and ``prior`` is False.
+            ValueError: If q has no density, and ``prior`` is False, or the targets do not lie in [0, 1].
         """
+        if self.input_range != (0, 1):
+            raise ValueError(f"likelihoods are of pixels in [0, 1], and the model's input_range is {self.input_range}")
         x = self._condition(x)
         if prior:
             return -binary_cross_entropy(y.flatten(1), self.cost.mean(self.complete(x, n)).flatten(2))

@@ -280,15 +280,17 @@ class Labels(Pairs):
                 raise ValueError(f"expected attributes of {', '.join(self.names)}, or none, got {name!r}")
         return torch.tensor([float(name in wanted) for name in self.names])
 
+    def _number(self, label: str) -> int | None:
+        """The number of a label that is given by its name, or by the number itself."""
+        if label in self.names:
+            return self.names.index(label)
+        number = int(label) if label.isascii() and label.isdigit() and len(label) < 7 else len(self.names)
+        return number if number < len(self.names) else None
+
     def _labels(self, item: str) -> range:
-        if item in self.names:
-            number = self.names.index(item)
-            return range(number, number + 1)
-        first, dash, last = item.partition("-")
-        ends = [first, last if dash else first]
-        if all(end.isascii() and end.isdigit() and len(end) < 7 for end in ends):
-            low, high = map(int, ends)
-            if low <= high < len(self.names):
-                return range(low, high + 1)
+        first, dash, last = (item, "", "") if item in self.names else item.partition("-")
+        low, high = self._number(first), self._number(last if dash else first)
+        if low is not None and high is not None and low <= high:
+            return range(low, high + 1)
         names = "" if self.names == [str(i) for i in range(len(self.names))] else f", or {', '.join(self.names[:20])}"
         raise ValueError(f"expected labels from 0 to {len(self.names) - 1}{names}, got {item!r}")

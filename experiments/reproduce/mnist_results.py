@@ -31,7 +31,11 @@ ORIGINAL = [
 ]  # fmt: skip
 # the paper's latent units, for a Gaussian and for a deterministic encoder
 EIGHT = ["--model.latent_dim=8", "--model.encoder.latent_dim=16", "--model.decoder.latent_dim=8"]
-UNITS_24 = [f"--model.{name}=24" for name in ("latent_dim", "encoder.latent_dim", "decoder.latent_dim", "flow.dim")]
+UNITS = {
+    d: [f"--model.{name}={d}" for name in ("latent_dim", "encoder.latent_dim", "decoder.latent_dim", "flow.dim")]
+    for d in (20, 24)
+}
+NOISE = ["--model.noise=FixedNoise", "--model.noise.std=0.1"]
 TWICE_AS_WIDE = ["--model.encoder.width=0.25", "--model.decoder.width=0.25"]
 EIGHT_DETERMINISTIC = ["--model.latent_dim=8", "--model.encoder.latent_dim=8", "--model.decoder.latent_dim=8"]
 NO_FLOW = ["--model.flow=null"]
@@ -121,12 +125,24 @@ ROWS = (
         f"mnist_wae_mmd, lambda {weight}": ["--config=mnist_wae_mmd", f"--model.penalty_weight={weight}"]
         for weight in ("0.1", "0.02")
     }
-    | {"mnist_wae_mmd, 24 units, lambda 0.1": ["--config=mnist_wae_mmd", "--model.penalty_weight=0.1", *UNITS_24]}
+    | {
+        f"mnist_wae_mmd, {d} units, lambda 0.1": ["--config=mnist_wae_mmd", "--model.penalty_weight=0.1", *flags]
+        for d, flags in UNITS.items()
+    }
+    | {
+        "mnist_wae_mmd, noise 0.1, lambda 0.1": ["--config=mnist_wae_mmd", "--model.penalty_weight=0.1", *NOISE],
+        "mnist_wae_mmd, 24 units, noise 0.1, lambda 0.1": [
+            "--config=mnist_wae_mmd",
+            "--model.penalty_weight=0.1",
+            *NOISE,
+            *UNITS[24],
+        ],
+    }
     | {
         "mnist_wae_mmd, 24 units, twice as wide, lambda 0.1": [
             "--config=mnist_wae_mmd",
             "--model.penalty_weight=0.1",
-            *UNITS_24,
+            *UNITS[24],
             *TWICE_AS_WIDE,
             "--model.flow.components=500",
             "--precision=bf16-mixed",

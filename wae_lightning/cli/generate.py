@@ -18,7 +18,8 @@ The ending of --out says how it is written: .png a picture of all, .gif frames o
 ``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)) and ``labels``, if there are any, .ply one point
 cloud, no ending a folder with a PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the
 middle and resized to the model's size, files .npz with an array ``samples``, or folders of them. Of point clouds they
-are meshes or points (.off, .ply, .npy, .npz, .txt), turned as the training data was, and are normalized as that was.
+are meshes or points (.off, .ply, .npy, .npz, .txt), normalized as the training data was. OFF files, which have z up as
+ModelNet's, are turned as they were for training; others have to have the axis up that the training data had.
 Nothing but the checkpoint is needed.
 """
 
@@ -204,11 +205,15 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None, scal
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == "":
             out.mkdir(exist_ok=True)
-            for i, one in enumerate(all_of_them):
+            ending = ".ply" if clouds else ".png"
+            files = [out / f"{i:05d}{ending}" for i in range(len(all_of_them))]
+            if others := sorted({*out.glob(f"*{ending}")} - {*files}):  # they would be taken for these
+                raise UsageError(f"--out {out}: the folder holds others, such as {others[0].name}; name an empty one")
+            for one, path in zip(all_of_them, files, strict=True):
                 if clouds:
-                    write_ply(one, out / f"{i:05d}.ply")
+                    write_ply(one, path)
                 else:
-                    to_pil_image(one.clamp(0, 1)).save(out / f"{i:05d}.png")
+                    to_pil_image(one.clamp(0, 1)).save(path)
             return
         if out.suffix == ".png":
             shown = break_rows(rows) if what == "reconstruction" else rows

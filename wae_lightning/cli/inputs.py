@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.clouds import CLOUD_ENDINGS, read_cloud
+from datamodules.clouds import CLOUD_ENDINGS, normalize, read_cloud
 from datamodules.folder import find_files, sort_pictures
+from datamodules.modelnet40 import turned
 from datamodules.pictures import SUFFIXES, read_picture
 from wae_lightning import WAE, ConditionalWAE, PointNetWAE
 from wae_lightning.checkpoints import read_checkpoint
@@ -90,6 +91,14 @@ def read_normalization(ckpt: Path) -> dict[str, Any]:
     )
 
 
+def read_axes(ckpt: Path) -> tuple[str, str]:
+    """Which axis was up in the files that a model of clouds was trained on, and which is in its clouds."""
+    for state in read_checkpoint(ckpt).values():
+        if isinstance(state, dict) and state.get("files_up") in ("y", "z") and state.get("up_axis") in ("y", "z"):
+            return state["files_up"], state["up_axis"]
+    return "y", "y"  # from before they were written down
+
+
 def list_inputs(paths: list[Path], model: WAE) -> tuple[list[Path], list[str], list[int] | None, list[str]]:
     """All files of ``--inputs``.
 
@@ -132,8 +141,18 @@ def input_reader(ckpt: Path, model: WAE) -> Callable[[Path], Tensor]:
     """
     if isinstance(model, PointNetWAE):
         points = model.sample(1).shape[1]
-        normalization = read_normalization(ckpt)
-        return lambda path: read_cloud(path, points, **normalization)
+        normalization, (files_up, up) = read_normalization(ckpt), read_axes(ckpt)
+
+        def read(path: Path) -> Tensor:
+            of_the_set = normalization["normalization"] == "whole_set"  # whose center is that of turned clouds
+            clouds = read_cloud(path, points, dtype=torch.float64, **({} if of_the_set else normalization))
+            if path.suffix.lower() == ".off":  # others may be the model's own, which are turned
+                clouds = turned(clouds, files_up, up)
+            if of_the_set:
+                clouds = normalize(clouds, "whole_set", normalization["center"], normalization["size"])
+            return clouds.float()
+
+        return read
     pairs = load_pairs(ckpt, model) if isinstance(model, ConditionalWAE) else None
     shape = tuple(model.sample(1).shape[1:]) if pairs is None else pairs.image_shape
     if len(shape) != 3:

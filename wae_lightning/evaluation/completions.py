@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wae_lightning.callbacks import MeasureCompletions
+from wae_lightning.callbacks.pictures import in_unit_range
 from wae_lightning.conditional import ConditionalWAE
 from wae_lightning.evaluation.codes import batches_of
 from wae_lightning.evaluation.images import choose_features, extract_features
@@ -91,6 +92,6 @@ def measure_fid(model: ConditionalWAE, data: Any, extractor: nn.Module) -> float
     for batch in batches_of(data, "test"):
         x, y = (part.to(model.device) for part in batch[:2])
         for kept, target in zip(features, (y, model.complete(x, 1)[:, 0]), strict=True):
-            kept.append(extract_features([data.join(x, target)], extractor))
+            kept.append(extract_features([in_unit_range(model, data.join(x, target))], extractor))
     real, completed = map(torch.cat, features)
     return float(frechet_distance(real, completed))

@@ -119,11 +119,13 @@ class PrecisionRecall(Metric):
         """``precision`` and ``recall``, in [0, 1].
 
         Raises:
-            ValueError: If one side has no more than k features.
+            ValueError: If one side has no more than k features, or one is not finite.
         """
         real, samples = dim_zero_cat(self.real), dim_zero_cat(self.samples)
         if min(len(real), len(samples)) <= self.k:
             raise ValueError(f"precision and recall need more than {self.k} features, got {len(real)}, {len(samples)}")
+        if not (real.isfinite().all() and samples.isfinite().all()):
+            raise ValueError("precision and recall take finite features, and some are not")
         return {
             "precision": _share_inside(samples, real, _radii(real, self.k)),
             "recall": _share_inside(real, samples, _radii(samples, self.k)),

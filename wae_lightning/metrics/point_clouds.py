@@ -240,6 +240,13 @@ class OccupancyDivergence(Metric):
             self.sample_counts += counts
 
     def compute(self) -> Tensor:
+        """The divergence, in [0, 1].
+
+        Raises:
+            ValueError: If one side has no points.
+        """
+        if not (self.real_counts.any() and self.sample_counts.any()):
+            raise ValueError("the divergence needs real sets and samples, and one of them is missing")
         p, q = (in_float64(counts) / counts.sum().item() for counts in (self.real_counts, self.sample_counts))
         middle = (p + q) / 2
         divergences = (torch.special.xlogy(x, x / middle).nan_to_num().sum() for x in (p, q))
@@ -252,7 +259,7 @@ class ClassifierAgreement(Metric):
     :meth:`compute` returns ``inputs``, ``reconstructions`` (two accuracies) and ``share``, their ratio.
 
     Args:
-        classifier: Network (B, N, 3) -> logits (B, classes), trained on real sets, in evaluation mode.
+        classifier: Network (B, N, 3) -> logits (B, classes), trained on real sets; it judges in evaluation mode.
     """
 
     full_state_update = False
@@ -267,7 +274,15 @@ class ClassifierAgreement(Metric):
 
     @torch.no_grad()
     def update(self, target: Tensor, reconstruction: Tensor, labels: Tensor) -> None:
-        """Adds inputs (B, N, 3), their reconstructions (B, M, 3) and the labels of the inputs (B,)."""
+        """Adds inputs (B, N, 3), their reconstructions (B, M, 3) and the labels of the inputs (B,).
+
+        Raises:
+            ValueError: If there is another number of one than of the others.
+        """
+        if not len(target) == len(reconstruction) == len(labels) or labels.ndim != 1:
+            shapes = " and ".join(str(tuple(x.shape)) for x in (target, reconstruction, labels))
+            raise ValueError(f"expected (B, N, 3), (B, M, 3) and labels (B,), got {shapes}")
+        self.classifier.eval()  # a module that holds this metric may have set it to training
         self.correct += torch.stack(
             [(self.classifier(x).argmax(1) == labels).sum() for x in (target, reconstruction)]
         ).to(self.correct)
@@ -334,12 +349,34 @@ class LinearSVMAccuracy(Metric):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, codes: Tensor, labels: Tensor, train: bool) -> None:
-        """Adds codes (B, d) and labels (B,) of training or of test clouds."""
+        """Adds codes (B, d) and labels (B,) of training or of test clouds.
+
+        Raises:
+            ValueError: If the shapes are others, or the labels no integers.
+        """
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if codes.ndim != 2 or labels.shape != codes.shape[:1] or not whole:
+            raise ValueError(
+                f"expected codes (B, d) and integers (B,), got {tuple(codes.shape)} and {str(labels.dtype)[6:]} of "
+                f"{tuple(labels.shape)}"
+            )
+        labels = labels.long()
         (self.codes if train else self.test_codes).append(codes.detach())
         (self.labels if train else self.test_labels).append(labels)
 
     def compute(self) -> Tensor:
+        """The accuracy, in [0, 1].
+
+        Raises:
+            ValueError: If there are no two training codes or no test code, or one is not finite.
+        """
+        if not (len(self.codes) and len(self.test_codes)):
+            raise ValueError("a support vector machine needs codes of training and of test clouds: some are missing")
         codes, test_codes = in_float64(dim_zero_cat(self.codes)), in_float64(dim_zero_cat(self.test_codes))
+        if len(codes) < 2:
+            raise ValueError("a support vector machine needs at least 2 training codes, got 1")
+        if not (codes.isfinite().all() and test_codes.isfinite().all()):
+            raise ValueError("a support vector machine takes finite codes, and some are not")
         mean, deviation = codes.mean(0), codes.std(0).clamp(min=1e-12)
         weights, biases = linear_svm((codes - mean) / deviation, dim_zero_cat(self.labels), self.c)
         predicted = ((test_codes - mean) / deviation @ weights.T + biases).argmax(1)

@@ -51,6 +51,8 @@ class _MeanOfProjections(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph=True: what is saved would count as a constant
+            raise NotImplementedError("CramerWold has no second derivative: create_graph must be False")
         (derivative,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * derivative, None
 

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
 
-__all__ = ["CheckInputs", "check_image_shape", "check_positive", "check_range", "check_shape", "input_of", "one_hot"]
+__all__ = [
+    "CheckInputs",
+    "check_counts",
+    "check_image_shape",
+    "check_positive",
+    "check_range",
+    "check_shape",
+    "input_of",
+    "one_hot",
+]
 
 
 def input_of(batch: Any, key: str | int) -> Tensor:
@@ -110,6 +119,16 @@ def check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"the {name} must be of shape (B, {', '.join(map(str, shape))}), as in training, got {found}")
     if len(shape) > 1 and not x.is_floating_point():
         raise ValueError(f"the {name} must be floats, as in training, got {x.dtype}: bytes want to be divided by 255")
+
+
+def check_counts(x: Tensor, others: Tensor, name: str) -> None:
+    """Refuses another number of ``others``, which are called ``name``, than of conditions.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    if not torch.compiler.is_compiling() and len(x) != len(others):  # an exported model takes any number
+        raise ValueError(f"expected as many conditions as {name}, got {len(x)} and {len(others)}")
 
 
 def one_hot(labels: Any, num_classes: int, device: torch.device) -> Tensor:
