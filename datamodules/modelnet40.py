@@ -45,8 +45,8 @@ class ModelNet40DataModule(BatchDataModule):
 
     Batches are ``(points, labels)``: float32 (B, num_points, 3) and int64 (B,), numbered as in ``class_names``. The
     whole set is in memory, with all the points of each cloud: training draws a fresh random subset for every batch,
-    validation and test always use the first ``num_points``. The official test set stays the test set; validation is
-    taken out of the training set by ``split_seed``.
+    validation and test always use the first ``num_points`` (HDF5 files have to hold them in random order). The official
+    test set stays the test set; validation is taken out of the training set by ``split_seed``.
 
     Sources: ``hdf5`` is the distribution ``modelnet40_ply_hdf5_2048`` (2048 points a cloud, y up); ``txt`` is
     ``modelnet40_normal_resampled`` (10,000 points, y up; normals are left out); ``off`` the meshes (z up);

@@ -64,6 +64,9 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
         wanted = list_name if element.name == "face" else None
         columns, values, counts = read.element(element, wanted)
         if element.name == "vertex":
+            lists = [part.name for part in element.properties if part.count_type is not None]
+            if lists:
+                raise ValueError(f"{path}: vertices with a list, {lists[0]}, cannot be read")
             if not {"x", "y", "z"} <= columns.keys():
                 raise ValueError(f"{path}: expected the properties x, y and z, found {', '.join(names) or 'none'}")
             vertices = np.stack([columns[axis].astype(np.float64) for axis in "xyz"], axis=1)

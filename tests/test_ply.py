@@ -117,6 +117,10 @@ GOOD, BINARY = ply("ascii", ELEMENTS), ply("binary_little_endian", ELEMENTS)
         (GOOD.replace(b"vertex 8", b"vertex eight"), "found 'element vertex eight'"),
         (GOOD.replace(b"element vertex 8\n", b""), "found 'property float x'"),
         (GOOD.replace(b"float x", b"float u"), "expected the properties x, y and z, found u, y, z"),
+        (
+            ply("ascii", [("vertex", [*XYZ, ("nb", "uchar", "int")], [(0, 0, 0, (5,))])]),
+            "with a list, nb, cannot be read",
+        ),
         (GOOD.replace(b"vertex 8", b"vertex 1000000000000"), "promises 1000000000000 times 'vertex', more than"),
         (BINARY.replace(b"vertex 8", b"vertex 1000000000000"), "promises 1000000000000 times 'vertex', more than"),
         (GOOD.replace(b"face 6", b"face 1000000000000"), "promises 1000000000000 times 'face', more than"),
