@@ -244,7 +244,7 @@ class WAE(RecordedModel, Steps):
         """Decodes points on the straight lines between two batches of codes (on a sphere: projected onto it).
 
         Args:
-            a: Inputs (B, *input), or codes (B, latent_dim).
+            a: Inputs (B, *input), or codes (B, latent_dim); what has the shape of codes is taken for codes.
             b: As many inputs or codes.
             steps: Number of points on each line, both ends included, at least 2.
             through: With a flow: straight in the encoder's own ``codes``, the evener way, or in ``z``, as priors draw.

@@ -223,7 +223,8 @@ class ConditionalWAE(ConditionalLikelihood, WAE):
 
         Args:
             x: Conditions (B, *condition_shape), or labels (B,).
-            a: Codes (B, latent_dim), or targets (B, *target_shape), which are encoded.
+            a: Codes (B, latent_dim), or targets (B, *target_shape), which are encoded; what has the shape of codes is
+                taken for codes.
             b: As many codes or targets.
             steps: Number of points on each line, both ends included, at least 2.
 
