@@ -212,14 +212,15 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
-    lines = [re.split(r"#|//", line)[0].strip() for line in read_lines(path)]
+    whole = list(read_lines(path))
+    lines = [line for line in (re.split(r"#|//", line)[0].strip() for line in whole) if line]
+    if lines and _is_no_point(lines[0].replace(";", ",")):
+        names = _column_names(lines.pop(0))
+    else:  # NumPy and CloudCompare make a comment of them
+        names = _column_names(next((line for line in whole if line.strip()), "").lstrip("#/ \t"))
     if any("," in line and ";" in line for line in lines):
         raise ValueError(f"{path}: found lines with both , and ;: numbers with a decimal comma cannot be read")
     lines = [line.replace(";", ",") for line in lines]
-    lines = [line for line in lines if line]
-    names: list[str] = []
-    if lines and _is_no_point(lines[0]):
-        names = [word.strip("\"' ").lower() for word in lines.pop(0).replace(",", " ").split()]
     if not lines:
         raise ValueError(f"{path}: expected a point in each line, found none")
     try:
@@ -227,10 +228,16 @@ def _read_text(path: Path) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{path}: expected as many numbers in each line ({error})") from None
     if not {"x", "y", "z"} <= set(names) or names[:3] == ["x", "y", "z"]:
-        return numbers
+        return numbers  # whose first three are the coordinates
     if len(names) != numbers.shape[1]:
         raise ValueError(f"{path}: found {len(names)} names of columns over lines of {numbers.shape[1]} numbers")
     return numbers[:, [names.index(axis) for axis in "xyz"]]
+
+
+def _column_names(line: str) -> list[str]:
+    """The names in a line of names, in lower case; of any other line its words."""
+    separator = next((mark for mark in (";", ",", "\t") if mark in line), None)
+    return [word.strip("\"' \r\n").lower() for word in line.split(separator)]
 
 
 def _is_no_point(line: str) -> bool:

@@ -264,11 +264,12 @@ def find_files(
     return sorted(files, key=lambda file: file[0]), passed_over, list(idle)
 
 
-def sort_pictures(names: Sequence[str]) -> tuple[list[str], list[int], list[str | None]]:
+def sort_pictures(names: Sequence[str], to_train: bool = True) -> tuple[list[str], list[int], list[str | None]]:
     """Reads labels and sets from where pictures lie, as :class:`ImageFolderDataModule` says.
 
     Args:
         names: Paths with ``/``, at least one.
+        to_train: Whether some are to be trained on; folders ``val`` or ``test`` then need one to train on beside them.
 
     Returns:
         Names of the labels; the label of each picture; ``train``, ``val``, ``test`` or None for each picture.
@@ -281,13 +282,14 @@ def sort_pictures(names: Sequence[str]) -> tuple[list[str], list[int], list[str 
         places = [place[1:] for place in places]
     parts: list[str | None] = [None] * len(places)
     found = Counter(_PART_NAMES.get(place[0].lower()) if place else None for place in places)
-    if found["val"] or found["test"]:
-        if not found["train"]:
-            held_out = next(place[0] for place in places if place and place[0].lower() in _PART_NAMES)
-            raise ValueError(
-                f"found a folder {held_out} and none named train: pictures to train on belong into a folder train "
-                f"beside it; if it is a label, give it another name"
-            )
+    held_out = found["val"] or found["test"]
+    if held_out and to_train and not found["train"]:
+        name = next(place[0] for place in places if place and place[0].lower() in _PART_NAMES)
+        raise ValueError(
+            f"found a folder {name} and none named train: pictures to train on belong into a folder train beside it; "
+            "if it is a label, give it another name"
+        )
+    if held_out and found["train"]:
         if found[None]:
             other = next(n for n, p in zip(names, places, strict=True) if not p or p[0].lower() not in _PART_NAMES)
             raise ValueError(

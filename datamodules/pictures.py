@@ -108,7 +108,8 @@ def read_picture(
 def is_grey(picture: Image.Image) -> bool:
     """Whether an open file holds a picture without colours, by its mode or its palette, transparent or not."""
     if picture.mode in ("P", "PA"):
-        colours = np.array(picture.getpalette() or []).reshape(-1, 3)
+        used = np.unique(np.asarray(picture.getchannel(0) if picture.mode == "PA" else picture))
+        colours = np.array(picture.getpalette() or []).reshape(-1, 3)[used]
         return bool((colours == colours[:, :1]).all())
     return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
 

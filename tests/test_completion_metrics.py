@@ -247,6 +247,13 @@ def test_a_call_merging_and_labels_of_some_images_only(digits):
     assert metric(images[:20], completed[:20], labels[:20])["agreement"] == pytest.approx(of_labelled["agreement"])
     metric.update(images[20:], completed[20:])
     assert metric.compute()["agreement"] == pytest.approx(of_labelled["agreement"])  # of those with labels
+    # spread over real images of a class: of those whose class is known
+    known = metric.compute()["diversity"]
+    first = CompletionMetrics(TOP.mask, classifier)
+    first.update(images[:20], completed[:20], labels[:20])
+    spread = mean_pairwise_distance(torch.stack([classifier.features(completed[:, j]) for j in range(3)], 1)).mean()
+    of_known = mean_pairwise_distance(classifier.features(completed[:20].flatten(0, 1)).view(20, 3, -1)).mean()
+    assert float(known) == pytest.approx(float(first.compute()["diversity"] * spread / of_known), rel=1e-4)
     whole = measured(images, completed, classifier=classifier, batch=60)
     first, second = (CompletionMetrics(TOP.mask, classifier) for _ in range(2))
     second.update(images, completed)

@@ -101,6 +101,18 @@ def test_a_model_of_ones_own_data_module_is_trained_and_measured(tmp_path, monke
     assert "--data.batchsize: Stripes takes batch_size" in capsys.readouterr().err
 
 
+def test_results_of_several_test_loaders_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    two = "def test_dataloader(self): return [self.val_dataloader(), self.val_dataloader()]"
+    (tmp_path / "stripes_twice.py").write_text(OWN_DATA.replace("test_dataloader = val_dataloader", two))
+    (tmp_path / "my.yaml").write_text(CONFIG.replace("strange_stripes", "stripes_twice"))
+    train.main(["--config=my.yaml", "--max_epochs=1", "--enable_progress_bar=false"])
+    results = json.loads((tmp_path / "runs/my/version_0/metrics.json").read_text())
+    assert {"test/cost", "test/cost/dataloader_idx_1"} <= set(results)
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "none"])
 def test_without_a_test_set_a_run_is_kept_and_cannot_be_measured(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)

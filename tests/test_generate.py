@@ -470,3 +470,14 @@ def test_what_is_neither_image_nor_cloud_is_written_as_numbers_only(tmp_path):
         for name in ("a.png", "folder", "a.ply"):
             with pytest.raises(ValueError, match="is neither images nor clouds"):
                 write(rows, "samples", tmp_path / name)
+
+
+def test_folders_of_inputs_may_have_any_names(digits, tmp_path):
+    for name in ("test/a.png", "holiday/b.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        Image.new("L", (28, 28)).save(tmp_path / "in" / name)
+    flags = ["--what", "codes", "--inputs", str(tmp_path / "in"), "--out", str(tmp_path / "codes.npz")]
+    main([str(digits), *flags])
+    with np.load(tmp_path / "codes.npz") as found:
+        assert found["names"].tolist() == ["holiday/b.png", "test/a.png"]
+        assert found["class_names"].tolist() == ["holiday", "test"]

@@ -105,7 +105,7 @@ def test_a_trainer_whose_fit_is_refused_has_its_flags_back(tmp_path):
     assert (fitting.gradient_clip_val, fitting.accumulate_grad_batches) == (0.5, 2)
 
 
-def test_steps_equal_those_of_version_0_1():
+def test_the_first_steps_equal_those_of_version_0_1():
     """The losses as commit b8a0647 had them, in which only the order of hooks differed.
 
     The first three of 50: rounding differs between kinds of CPU, and grows many times with each step.

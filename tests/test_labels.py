@@ -293,10 +293,14 @@ def test_names_and_ranges_are_read():
     names = Labels((1, 8, 8), ["cat", "dog", "3-d"])
     assert names.read("dog,0, 3-d").tolist() == [1, 0, 2]
     assert DIGITS.read("0-9").tolist() == list(range(10))
-    years = Labels((1, 8, 8), ["1", "2", "3", "4", "5"])  # names come before numbers, at the ends of a range, too
-    assert years.read("1-3").tolist() == years.read("1,2,3").tolist() == [0, 1, 2]
-    assert years.read("0,1-5").tolist() == [0, 0, 1, 2, 3, 4]
-    assert names.read("cat-dog").tolist() == [0, 1]
+    # folders called by numbers, in the order of their names: 1, 10, 11, 12, 2, ...
+    numbered = Labels((1, 8, 8), sorted(map(str, range(1, 13))))
+    for text, found in (("1-3", "1,2,3"), ("2-10", "2,3,4,5,6,7,8,9,10"), ("12", "12")):
+        assert [numbered.names[label] for label in numbered.read(text).tolist()] == found.split(",")
+    for text in ("0-4", "1-0", "1-13"):
+        with pytest.raises(ValueError, match=f"or 1, 10, 11, 12, 2, .* got '{text}'"):
+            numbered.read(text)
+    assert Labels((1, 8, 8), ["cat", "dog", "cow"]).read("0-2").tolist() == [0, 1, 2]
     for text, message in (
         ("10", "expected labels from 0 to 9, got '10'"),
         ("3-1", "got '3-1'"),

@@ -159,10 +159,13 @@ def test_processes_and_merged_metrics_join_their_patches():
     empty = PatchDistance()
     empty.merge_state(filled([real], [samples]))
     assert empty.compute() == whole
-    other = filled([real.mT], [])
-    other.merge_state(filled([], [samples]))
-    with pytest.raises(ValueError, match=r"of one shape \(C, H, W\), got .*\[1, 23, 18\]"):
-        other.compute()
+    for first, second in ((([real.mT], []), ([real], [samples])), (([real], []), ([], [samples.mT]))):
+        first, second = filled(*first), filled(*second)
+        first.merge_state(second)
+        with pytest.raises(ValueError, match=r"of one shape \(C, H, W\), got \[1, 18, 23\] and \[1, 23, 18\]"):
+            first.compute()
+    with pytest.raises(NotImplementedError, match="use update and compute"):
+        joined(real, real=True)
 
 
 def test_real_images_that_are_kept_keep_their_shape():

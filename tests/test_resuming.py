@@ -25,6 +25,7 @@ from wae_lightning import WAEMMD
 from wae_lightning.cli import train
 from wae_lightning.cli.errors import UsageError, explain_failure
 from wae_lightning.cli.resuming import LOCK, check_settings, hold_folder
+from wae_lightning.costs import SquaredError
 from wae_lightning.kernels import RBF
 from wae_lightning.networks import ConvDecoder, ConvEncoder
 from wae_lightning.parts import recorded_arguments
@@ -80,17 +81,20 @@ def removed(described, key):
     return described
 
 
-@pytest.mark.parametrize("key", ["standardize_codes", "hidden", "scale", "betas"])
+@pytest.mark.parametrize("key", ["standardize_codes", "hidden", "scale"])
 def test_an_argument_newer_than_the_checkpoint_is_the_default_of_its_class(key):
-    now = settings(encoder=ConvEncoder(latent_dim=2, width=0.02), decoder=ConvDecoder(latent_dim=2, width=0.02))
+    networks = {"encoder": ConvEncoder(latent_dim=2, width=0.02), "decoder": ConvDecoder(latent_dim=2, width=0.02)}
+    now = settings(cost=SquaredError(), **networks)
     before = without(now, key)
+    assert before != without(now, "nothing")
     check_settings({"hyper_parameters": before}, now, "last.ckpt")
     check_settings({"hyper_parameters": now | {"_class_path": "wae_lightning.WAEMMD"}}, before, "last.ckpt")
-    written = settings(
-        encoder=ConvEncoder(latent_dim=2, width=0.02), decoder=ConvDecoder(latent_dim=2, width=0.02),
-        optimizer=functools.partial(Adam, lr=1e-3, betas=(0.9, 0.999)),
-    )  # fmt: skip
-    check_settings({"hyper_parameters": before}, written, "last.ckpt")
+
+
+def test_a_default_of_torchs_that_is_written_down_is_no_other_setting():
+    written = settings(optimizer=functools.partial(Adam, lr=1e-3, betas=(0.9, 0.999)))
+    check_settings({"hyper_parameters": settings()}, written, "last.ckpt")
+    check_settings({"hyper_parameters": written}, settings(), "last.ckpt")
 
 
 def test_an_argument_newer_than_the_checkpoint_that_is_not_its_default_is_refused():

@@ -280,17 +280,17 @@ class Labels(Pairs):
                 raise ValueError(f"expected attributes of {', '.join(self.names)}, or none, got {name!r}")
         return torch.tensor([float(name in wanted) for name in self.names])
 
-    def _number(self, label: str) -> int | None:
-        """The number of a label that is given by its name, or by the number itself."""
-        if label in self.names:
-            return self.names.index(label)
-        number = int(label) if label.isascii() and label.isdigit() and len(label) < 7 else len(self.names)
-        return number if number < len(self.names) else None
-
-    def _labels(self, item: str) -> range:
-        first, dash, last = (item, "", "") if item in self.names else item.partition("-")
-        low, high = self._number(first), self._number(last if dash else first)
-        if low is not None and high is not None and low <= high:
-            return range(low, high + 1)
+    def _labels(self, item: str) -> list[int]:
+        """The numbers of a label, by its name or its number, or of a range of either."""
+        if item in self.names:
+            return [self.names.index(item)]
+        first, dash, last = item.partition("-")
+        ends = [first, last if dash else first]
+        if all(end.isascii() and end.isdigit() and len(end) < 7 for end in ends) and int(ends[0]) <= int(ends[1]):
+            numbers = range(int(ends[0]), int(ends[1]) + 1)
+            if all(str(number) in self.names for number in numbers):
+                return [self.names.index(str(number)) for number in numbers]
+            if numbers[-1] < len(self.names) and not set(ends) & set(self.names):
+                return list(numbers)
         names = "" if self.names == [str(i) for i in range(len(self.names))] else f", or {', '.join(self.names[:20])}"
         raise ValueError(f"expected labels from 0 to {len(self.names) - 1}{names}, got {item!r}")

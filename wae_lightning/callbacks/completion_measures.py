@@ -40,7 +40,6 @@ class MeasureCompletions(Callback):
         self.likelihood_images = likelihood_images
         self.label_net = label_net
         self._left = 0
-        self._count = 0
         self._pairs: Any = None
         self._completions: CompletionMetrics | None = None
         self._dependence: CodeDependence | None = None
@@ -54,7 +53,6 @@ class MeasureCompletions(Callback):
         self._pairs = pairs_of(trainer)
         self._completions = CompletionMetrics(classifier=classifier).to(model.device)
         self._dependence = CodeDependence().to(model.device)
-        self._count = 0
         self._left = -(-self.likelihood_images // trainer.world_size)
 
     def on_test_batch_end(
@@ -81,7 +79,6 @@ class MeasureCompletions(Callback):
         self._completions.update(images, completed, labels, probabilities, hidden)
         if getattr(model.features, "fitted", True):
             self._dependence.update(model.features(x), model.encode(x, y, noise=True))
-        self._count += len(x)
         x, y = x[: self._left], y[: self._left]
         self._left -= len(x)
         if len(x) and model.input_range == (0, 1):
@@ -101,7 +98,7 @@ class MeasureCompletions(Callback):
         assert self._completions is not None
         assert self._dependence is not None
         results = self._completions.compute()
-        if self._dependence.update_count and self._count > 1:
+        if self._dependence.update_count:
             results |= self._dependence.compute()
         pl_module.log_dict({f"test/{name}": value for name, value in results.items()})
         self._completions = self._dependence = None

@@ -18,8 +18,8 @@ The ending of --out says how it is written: .png a picture of all, .gif frames o
 ``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)) and ``labels``, if there are any, .ply one point
 cloud, no ending a folder with a PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the
 middle and resized to the model's size, files .npz with an array ``samples``, or folders of them. Of point clouds they
-are meshes or points (.off, .ply, .npy, .npz, .txt), normalized as the training data was. OFF files, which have z up as
-ModelNet's, are turned as they were for training; others have to have the axis up that the training data had.
+are meshes or points (.off, .ply, .npy, .npz, .txt), normalized as the training data was. If the model
+was trained on OFF files, these are turned as there; others have to have the axis up that the training data had.
 Nothing but the checkpoint is needed.
 """
 
@@ -207,7 +207,7 @@ def write(rows: Tensor, what: str, out: Path, labels: Tensor | None = None, scal
             out.mkdir(exist_ok=True)
             ending = ".ply" if clouds else ".png"
             files = [out / f"{i:05d}{ending}" for i in range(len(all_of_them))]
-            if others := sorted({*out.glob(f"*{ending}")} - {*files}):  # they would be taken for these
+            if others := sorted({*out.glob(f"[0-9][0-9][0-9][0-9][0-9]{ending}")} - {*files}):  # taken for these
                 raise UsageError(f"--out {out}: the folder holds others, such as {others[0].name}; name an empty one")
             for one, path in zip(all_of_them, files, strict=True):
                 if clouds:

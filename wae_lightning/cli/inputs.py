@@ -127,7 +127,7 @@ def list_inputs(paths: list[Path], model: WAE) -> tuple[list[Path], list[str], l
         return files, [str(file) for file in files], None, []
     names = [file.relative_to(paths[0]).as_posix() for file in files]
     try:
-        class_names, labels, _ = sort_pictures(names)
+        class_names, labels, _ = sort_pictures(names, to_train=False)
     except ValueError as error:
         raise UsageError(f"--inputs {paths[0]}: {error}") from None
     return files, names, labels if class_names else None, class_names

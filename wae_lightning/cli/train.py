@@ -336,11 +336,11 @@ class Train(LightningCLI):
         """The results on the test set; none, if there is none or nothing of it is to be tested."""
         if not is_overridden("test_dataloader", self.datamodule):
             return {}
-        self.datamodule.setup("test")
+        self.datamodule.setup("test")  # so that it can be asked for its loader, which may be None
         if self.datamodule.test_dataloader() is None:
             return {}
-        found = self.trainer.test(self.model, self.datamodule, verbose=False)
-        return dict(found[0]) if found else {}
+        found = self.trainer.test(self.model, self.datamodule, verbose=False)  # a dictionary for each loader
+        return {name: value for part in found for name, value in part.items()}
 
 
 def resume_command(program: str, given: list[str], checkpoint: str) -> str:

@@ -66,11 +66,11 @@ def evaluate_completions(
     """Measures completions, on MNIST beside those that a classifier of the given parts would choose."""
     if data is None:
         raise ValueError("a conditional model is measured against images: name their folder with --data.root DIR")
-    torch.manual_seed(seed)
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
     next(batches_of(data, "test"))  # says it, if there is none
+    torch.manual_seed(seed)
     digits = getattr(data, "content", None) == "digits"
     label_net = LabelNet(data.condition_shape).fit(data, epochs=8).to(model.device) if digits else None
     trainer = Trainer(

@@ -166,8 +166,10 @@ class CodeDependence(Metric):
         self.z.append(z)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the two measures by name."""
+        """Returns the two measures by name; of a single code there are none."""
         x, z = dim_zero_cat(self.x), dim_zero_cat(self.z)
+        if len(x) < 2:
+            return {}
         n = self.hsic_codes
         return {"hsic_over_null": hsic_over_null(x[:n], z[:n]), "r_squared": r_squared(x, z)}
 
@@ -341,7 +343,8 @@ class CompletionMetrics(Metric):
             self.sums[_MEANS.index(name)] += value.sum()
             self.counts[_MEANS.index(name)] += len(images)
         self.real_features.append(real)
-        self.real_labels.append(labels if labels is not None else real.new_zeros(len(images), dtype=torch.int64))
+        unknown = torch.full((len(images),), -1, device=real.device)
+        self.real_labels.append(unknown if labels is None else labels)
         directions = torch.randn(y.shape[1], 16, generator=torch.Generator().manual_seed(0)).to(y)
         ranks = ranks_of_truth(y @ directions, ys @ directions)
         self.ranks.append(torch.bincount(ranks.flatten(), minlength=n + 1).unsqueeze(0))
@@ -352,7 +355,8 @@ class CompletionMetrics(Metric):
         results = {name: mean for name, mean, count in zip(_MEANS, means, self.counts, strict=True) if count}
         features, labels = dim_zero_cat(self.real_features), dim_zero_cat(self.real_labels)
         # 500 of a class are 125,000 pairs, far more than the mean needs
-        classes = [features[labels == label][:500] for label in torch.unique(labels)]
+        known = labels[labels >= 0]
+        classes = [features[labels == label][:500] for label in torch.unique(known if len(known) else labels)]
         real = [mean_pairwise_distance(of_class) for of_class in classes if len(of_class) > 1]
         spread = results.pop("spread")
         results["sharpness_ratio"] = results.pop("edges") / results.pop("edges_real")

@@ -122,6 +122,10 @@ class PatchDistance(Metric):
         self._shape: tuple[int, ...] | None = None
         self._generators = {side: torch.Generator().manual_seed(seed) for side in (True, False)}
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Not for this metric: one call has images of one side only. Use :meth:`update` and :meth:`compute`."""
+        raise NotImplementedError("one call has images of one side only: use update and compute")
+
     def update(self, images: Tensor, real: bool) -> None:
         """Adds images (B, C, H, W), floats, at least 16 x 16.
 
@@ -163,6 +167,10 @@ class PatchDistance(Metric):
         """
         if not (len(self.real) and len(self.samples)):  # tensors, once several processes have joined theirs
             raise ValueError("the patch distance needs real images and samples, and one of them is missing")
+        shapes = torch.unique(dim_zero_cat(self.shapes), dim=0).tolist()
+        if len(shapes) > 1:
+            raise ValueError(f"images must be of one shape (C, H, W), got {' and '.join(map(str, shapes))}")
+        _, height, width = shapes[0]
         real, samples = dim_zero_cat(self.real), dim_zero_cat(self.samples)
         generator = torch.Generator().manual_seed(self.seed)
         count = min(len(real), len(samples))
@@ -171,9 +179,6 @@ class PatchDistance(Metric):
             for x in (real, samples)
         )
         found = {}
-        (_, height, width), *others = torch.unique(dim_zero_cat(self.shapes), dim=0).tolist()
-        if others:
-            raise ValueError(f"images must be of one shape (C, H, W), got {[self._shape, *others]}")
         for number in range(real.shape[1]):
             x, y = real[:, number], samples[:, number]
             mean, deviation = x.mean((0, 2), keepdim=True), x.std((0, 2), keepdim=True).clamp(min=1e-8)

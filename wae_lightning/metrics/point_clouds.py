@@ -282,7 +282,8 @@ class ClassifierAgreement(Metric):
         if not len(target) == len(reconstruction) == len(labels) or labels.ndim != 1:
             shapes = " and ".join(str(tuple(x.shape)) for x in (target, reconstruction, labels))
             raise ValueError(f"expected (B, N, 3), (B, M, 3) and labels (B,), got {shapes}")
-        self.classifier.eval()  # a module that holds this metric may have set it to training
+        if isinstance(self.classifier, nn.Module):  # a module that holds this metric may have set it to training
+            self.classifier.eval()
         self.correct += torch.stack(
             [(self.classifier(x).argmax(1) == labels).sum() for x in (target, reconstruction)]
         ).to(self.correct)
