@@ -72,8 +72,11 @@ PENALTIES = {
 }
 LONGER = {
     "`mnist_wae_mmd`": ("mnist_wae_mmd, 9 epochs", "mnist_wae_mmd, 155 epochs"),
-    "`mnist_wae_mmd`, λ = 0.1": ("mnist_wae_mmd, lambda 0.1, 155 epochs",),
+    "`mnist_wae_mmd`, λ = 0.1": ("mnist_wae_mmd, lambda 0.1, 15 epochs", "mnist_wae_mmd, lambda 0.1, 155 epochs"),
+    "`mnist_wae_mmd`, λ = 0.1, noise of 0.1": ("mnist_wae_mmd, noise 0.1, lambda 0.1, 15 epochs",),
     "`mnist_wae_mmd`, λ = 0.02": ("mnist_wae_mmd, lambda 0.02, 140 epochs",),
+    "`mnist_wae_mmd`, λ = 0.1, 20 units": ("mnist_wae_mmd, 20 units, lambda 0.1, 120 epochs",),
+    "`mnist_wae_mmd`, λ = 0.1, 24 units, noise of 0.1": ("mnist_wae_mmd, 24 units, noise 0.1, lambda 0.1, 15 epochs",),
     "`mnist_wae_mmd`, λ = 0.1, 24 units": ("mnist_wae_mmd, 24 units, lambda 0.1, 125 epochs",),
     "`mnist_wae_mmd`, λ = 0.1, 24 units, networks twice as wide, 500 Gaussians": (
         "mnist_wae_mmd, 24 units, twice as wide, lambda 0.1, 100 epochs",
