@@ -18,9 +18,9 @@ The ending of --out says how it is written: .png a picture of all, .gif frames o
 ``samples`` (float32; images (N, C, H, W) in [0, 1], clouds (N, P, 3)) and ``labels``, if there are any, .ply one point
 cloud, no ending a folder with a PNG (or a PLY) for each. Inputs are pictures of any kind, which are cropped to the
 middle and resized to the model's size, files .npz with an array ``samples``, or folders of them. Of point clouds they
-are meshes or points (.off, .ply, .npy, .npz, .txt), normalized as the training data was. If the model
-was trained on OFF files, these are turned as there; others have to have the axis up that the training data had.
-Nothing but the checkpoint is needed.
+are meshes or points (.off, .ply, .npy, .npz, .txt), normalized as the training data was. If the model was trained on
+OFF files, these are turned as there; others have to have the axis up that the training data had. Nothing but the
+checkpoint is needed.
 """
 
 from __future__ import annotations
