@@ -212,7 +212,7 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> np.ndarray:
-    whole = list(read_lines(path))
+    whole = read_lines(path)
     lines = [line for line in (re.split(r"#|//", line)[0].strip() for line in whole) if line]
     if lines and _is_no_point(lines[0].replace(";", ",")):
         names = _column_names(lines.pop(0))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["full_float32", "in_float64", "in_full_precision"]
+__all__ = ["are_integers", "full_float32", "in_float64", "in_full_precision"]
 
 
 def in_full_precision(x: Tensor) -> Tensor:
@@ -19,6 +19,11 @@ def in_full_precision(x: Tensor) -> Tensor:
 def in_float64(x: Tensor) -> Tensor:
     """The tensor in float64; that of an Apple GPU, which has no float64, comes to the CPU."""
     return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def are_integers(x: Tensor) -> bool:
+    """Whether the numbers are whole by their type; truth values are none."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 @contextlib.contextmanager

@@ -69,8 +69,11 @@ def read_images(path: Path, shape: tuple[int, ...]) -> Tensor:
     return torch.tensor(picture).unsqueeze(0).float() / 255
 
 
-def read_normalization(ckpt: Path) -> dict[str, Any]:
-    """Reads how the training clouds of a checkpoint were normalized, as arguments of ``read_cloud``.
+def read_preparation(ckpt: Path) -> tuple[dict[str, Any], tuple[str, str]]:
+    """Reads how the training clouds of a checkpoint were prepared.
+
+    Returns:
+        How they were normalized, as arguments of ``read_cloud``; which axis was up in the files, and is in the clouds.
 
     Raises:
         UsageError: If they were normalized by numbers that the checkpoint does not hold.
@@ -78,25 +81,23 @@ def read_normalization(ckpt: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(ckpt)
     arguments = checkpoint.get("datamodule_hyper_parameters")
     how = arguments.get("normalization", "unit_sphere") if isinstance(arguments, dict) else "unit_sphere"
+    # that of the data module stands under the name of its class
+    states = [state for state in checkpoint.values() if isinstance(state, dict)]
+    axes = "y", "y"  # from before they were written down
+    for state in states:
+        if all(state.get(name) in ("y", "z") for name in ("files_up", "up_axis")):
+            axes = state["files_up"], state["up_axis"]
     if how != "whole_set":
-        return {"normalization": how}
-    for state in checkpoint.values():  # that of the data module stands under the name of its class
-        center, size = (state.get(name) if isinstance(state, dict) else None for name in ("center", "size"))
+        return {"normalization": how}, axes
+    for state in states:
+        center, size = state.get("center"), state.get("size")
         numbers = [*center, size] if isinstance(center, list) else []
         if len(numbers) == 4 and all(isinstance(n, float) and math.isfinite(n) for n in numbers) and numbers[3] > 0:
-            return {"normalization": how, "center": center, "size": size}
+            return {"normalization": how, "center": center, "size": size}, axes
     raise UsageError(
         f"{ckpt}: its training clouds were normalized as whole_set, by a center and a size that it does not hold: "
         "--inputs cannot be"
     )
-
-
-def read_axes(ckpt: Path) -> tuple[str, str]:
-    """Which axis was up in the files that a model of clouds was trained on, and which is in its clouds."""
-    for state in read_checkpoint(ckpt).values():
-        if isinstance(state, dict) and state.get("files_up") in ("y", "z") and state.get("up_axis") in ("y", "z"):
-            return state["files_up"], state["up_axis"]
-    return "y", "y"  # from before they were written down
 
 
 def list_inputs(paths: list[Path], model: WAE) -> tuple[list[Path], list[str], list[int] | None, list[str]]:
@@ -141,7 +142,7 @@ def input_reader(ckpt: Path, model: WAE) -> Callable[[Path], Tensor]:
     """
     if isinstance(model, PointNetWAE):
         points = model.sample(1).shape[1]
-        normalization, (files_up, up) = read_normalization(ckpt), read_axes(ckpt)
+        normalization, (files_up, up) = read_preparation(ckpt)
 
         def read(path: Path) -> Tensor:
             of_the_set = normalization["normalization"] == "whole_set"  # whose center is that of turned clouds

@@ -352,7 +352,7 @@ class CompletionMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Returns the measures by name; those of which nothing is known are left out."""
         means = self.sums / self.counts
-        results = {name: mean for name, mean, count in zip(_MEANS, means, self.counts, strict=True) if count}
+        results = {name: mean for name, mean, count in zip(_MEANS, means, self.counts.tolist(), strict=True) if count}
         features, labels = dim_zero_cat(self.real_features), dim_zero_cat(self.real_labels)
         # 500 of a class are 125,000 pairs, far more than the mean needs
         known = labels[labels >= 0]

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wae_lightning.costs import chamfer_distance, check_point_sets, earth_movers_distance
-from wae_lightning.precision import full_float32, in_float64
+from wae_lightning.precision import are_integers, full_float32, in_float64
 
 __all__ = [
     "ClassifierAgreement",
@@ -355,8 +355,7 @@ class LinearSVMAccuracy(Metric):
         Raises:
             ValueError: If the shapes are others, or the labels no integers.
         """
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        if codes.ndim != 2 or labels.shape != codes.shape[:1] or not whole:
+        if codes.ndim != 2 or labels.shape != codes.shape[:1] or not are_integers(labels):
             raise ValueError(
                 f"expected codes (B, d) and integers (B,), got {tuple(codes.shape)} and {str(labels.dtype)[6:]} of "
                 f"{tuple(labels.shape)}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wae_lightning.lightning import Callback, LightningModule, Trainer
+from wae_lightning.precision import are_integers
 
 __all__ = [
     "CheckInputs",
@@ -149,8 +150,7 @@ def one_hot(labels: Any, num_classes: int, device: torch.device) -> Tensor:
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"labels must be integers (B,) from 0 to {num_classes - 1}, got {labels!r:.100}") from None
-    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
-    if found.ndim != 1 or not whole:
+    if found.ndim != 1 or not are_integers(found):
         raise ValueError(
             f"labels must be integers (B,) from 0 to {num_classes - 1}, got {found.dtype} {tuple(found.shape)}"
         )
